@@ -1,0 +1,57 @@
+# `make` alone lists the targets. Everything runs in .venv, which `make setup` (or any target that needs it) builds.
+
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+STAMP := $(VENV)/.setup-stamp
+
+# Candidates for building .venv, best first; a name that does not start, or is too old, is passed over.
+PYTHON ?= python3
+PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3.14
+
+PACKAGES := -e "packages/ckptcore[lightning,numpy,plot,test]"
+BUILD_TOOLS := hatchling editables
+DEV_TOOLS := ruff mypy
+PIP_INSTALL := $(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test test-slow lint bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP) ## build .venv with every package, at the versions of constraints.txt
+
+$(STAMP): Makefile constraints.txt $(wildcard packages/*/pyproject.toml)
+	@if ! $(VENV)/bin/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	  for python in $(PYTHONS); do \
+	    if $$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	      echo "Building $(VENV) with $$python"; \
+	      exec $$python -m venv --clear $(VENV); \
+	    fi; \
+	  done; \
+	  echo "No Python 3.11 or newer with venv and pip among: $(PYTHONS)." >&2; \
+	  echo "Install one (Debian: python3-venv), or name it: make setup PYTHON=/path/to/python3" >&2; \
+	  exit 1; \
+	fi
+	@echo "Installing into $(VENV) (minutes the first time: torch is large)"
+	@$(PIP_INSTALL) $(BUILD_TOOLS)
+	@$(PIP_INSTALL) --no-build-isolation $(PACKAGES) $(DEV_TOOLS)
+	@touch $@
+
+lint: setup ## ruff (rules and format), then mypy --strict on the packages
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy packages/*/src
+
+test: lint ## lint, then the tests that take seconds
+	$(RUN) pytest -n 2 -m "not slow"
+
+test-slow: setup ## all tests: kill storms, byte sweeps and fuzzing too (tens of minutes)
+	$(RUN) pytest -n 2 --hypothesis-profile=thorough
+
+bench: setup ## measure, as ratios against peers in the same run
+	$(RUN) benchmarks
+
+clean: ## remove caches and build leftovers; .venv and data stay
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist packages/*/build packages/*/dist
+	find . -path ./$(VENV) -prune -o -type d \( -name __pycache__ -o -name '*.egg-info' \) -prune -exec rm -rf {} +

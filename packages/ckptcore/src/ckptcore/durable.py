@@ -1,0 +1,279 @@
+"""The only module that changes the file system: everything that must survive a power cut goes through here.
+
+A file appears under its name in four steps: written to a hidden temporary file beside the target, fsync,
+rename, fsync of the folder. Until the last step the old file stands; after it the new one does.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ckptcore.errors import DiskFull, FolderNotWritable
+
+TEMPORARY_PREFIX = ".ckptcore-"
+TEMPORARY_SUFFIX = ".tmp"
+_FICLONE = 0x40049409
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV, errno.EMLINK, errno.ENOSYS, errno.EACCES}
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file name is one that this module gives to unfinished files."""
+    return name.startswith(TEMPORARY_PREFIX) and name.endswith(TEMPORARY_SUFFIX)
+
+
+def temporary_beside(target: Path) -> Path:
+    """A fresh name for an unfinished file in the folder of its target."""
+    return target.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that an ordinary process may still write to a folder's file system."""
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents, each durable in the one above it.
+
+    Raises:
+        FolderNotWritable: it cannot be made, or is no folder.
+    """
+    missing = []
+    above = folder.absolute()
+    while not above.exists() and not above.is_symlink():
+        missing.append(above)
+        above = above.parent
+    try:
+        for path in reversed(missing):
+            with suppress(FileExistsError):
+                os.mkdir(path)
+            sync_folder(path.parent)
+    except OSError as error:
+        raise FolderNotWritable(f"cannot make the folder {folder}: {error.strerror}. Give a folder that you may write to.") from error
+    if not folder.is_dir():
+        raise FolderNotWritable(f"{folder} is no folder; expected a folder to keep checkpoints in.")
+
+
+def require_writable(folder: Path) -> None:
+    """Prove that files can be made in a folder, by making one.
+
+    Raises:
+        FolderNotWritable: they cannot.
+    """
+    probe = temporary_beside(folder / "probe")
+    try:
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        os.unlink(probe)
+    except OSError as error:
+        raise FolderNotWritable(
+            f"cannot write to {folder}: {error.strerror}. Ask for write permission, or give another folder."
+        ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable (fsync of the folder itself)."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        # Some network file systems know no fsync of folders; there the server makes renames durable.
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def staged(target: Path, size: int, mode: int | None = None) -> Iterator[tuple[int, Path]]:
+    """A temporary file beside the target; durable when the block ends, gone when it fails.
+
+    Args:
+        target: the name that the file will get.
+        size: bytes that will be written, to refuse before the first one if they do not fit.
+        mode: its permissions; by default those of the file it replaces, else what the umask allows.
+
+    Yields:
+        A descriptor to write to and the temporary path, which the caller renames with `publish`.
+
+    Raises:
+        DiskFull: the space is not there, before or while writing.
+    """
+    free = free_bytes(target.parent)
+    if size > free:
+        raise DiskFull(target, size, free)
+    path = temporary_beside(target)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            yield fd, path
+            if mode is None and target.is_file():
+                mode = target.stat().st_mode & 0o777 | 0o200
+            if mode is not None:
+                os.fchmod(fd, mode)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except BaseException as error:
+        remove_quietly(path)
+        if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            raise DiskFull(target, size, free_bytes(target.parent)) from error
+        raise
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """Write every byte at the descriptor's position."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def write_all_at(fd: int, data: bytes | memoryview, at: int) -> None:
+    """Write every byte at a position of the file."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, at)
+        view, at = view[written:], at + written
+
+
+def publish(temporary: Path, names: list[Path]) -> None:
+    """Give a finished temporary file its names, all in one folder, and make them durable.
+
+    The names become hard links to one file, each put in place by a rename; where the file system has no hard
+    links, copies.
+    """
+    folder = temporary.parent
+    for name in names[1:]:
+        link = temporary_beside(name)
+        link_or_copy(temporary, link)
+        replace(link, name)
+    replace(temporary, names[0])
+    sync_folder(folder)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link to the source, or a durable copy of it where links cannot be had."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        copy_durable(source, target)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Rename over the target. Two links to one file, which rename(2) leaves alone, lose the first name."""
+    os.replace(source, target)
+    if source.exists():
+        os.unlink(source)
+
+
+def copy_durable(source: Path, target: Path, mode: int | None = None) -> None:
+    """A copy with an inode of its own (a reflink where the file system shares blocks), synced, under a new name.
+
+    Raises:
+        DiskFull: it does not fit.
+    """
+    size = source.stat().st_size
+    with staged(target, size, mode) as (fd, temporary):
+        with open(source, "rb") as reader:
+            if not _reflink(reader.fileno(), fd):
+                while chunk := reader.read(4 << 20):
+                    write_all(fd, chunk)
+    replace(temporary, target)
+    sync_folder(target.parent)
+
+
+def _reflink(source_fd: int, target_fd: int) -> bool:
+    try:
+        fcntl.ioctl(target_fd, _FICLONE, source_fd)
+    except OSError:
+        return False
+    return True
+
+
+def write_text(target: Path, text: str, mode: int | None = None) -> None:
+    """A small text file, whole or not at all."""
+    write_bytes(target, text.encode("utf-8"), mode)
+
+
+def write_bytes(target: Path, data: bytes, mode: int | None = None) -> None:
+    """A small file, whole or not at all."""
+    with staged(target, len(data), mode) as (fd, temporary):
+        write_all(fd, data)
+    replace(temporary, target)
+    sync_folder(target.parent)
+
+
+def write_new(target: Path, fill: Callable[[int], None], size: int, mode: int | None = None) -> None:
+    """A file that must not exist yet, filled by ``fill(fd)``, whole or not at all.
+
+    Raises:
+        FileExistsError: the name is taken.
+    """
+    with staged(target, size, mode) as (fd, temporary):
+        fill(fd)
+    claim(temporary, target)
+    sync_folder(target.parent)
+
+
+def claim(temporary: Path, target: Path) -> None:
+    """Rename to a name that must be free.
+
+    Raises:
+        FileExistsError: it is taken.
+    """
+    try:
+        os.link(temporary, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            remove_quietly(temporary)
+            raise
+        if target.exists():
+            remove_quietly(temporary)
+            raise FileExistsError(errno.EEXIST, "the name is taken", str(target)) from error
+        os.rename(temporary, target)
+        return
+    os.unlink(temporary)
+
+
+def remove(path: Path) -> None:
+    """Delete a file; a file that is gone already is no error."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def remove_quietly(path: Path) -> None:
+    """Delete a temporary file as far as that can be done; it is swept away later otherwise."""
+    with suppress(OSError):
+        os.unlink(path)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename within one file system, durable in both folders."""
+    os.replace(source, target)
+    sync_folder(target.parent)
+    if source.parent != target.parent:
+        sync_folder(source.parent)
+
+
+def sweep(folder: Path) -> list[Path]:
+    """Delete the temporary files that killed writers left in a folder. Only the holder of its lock may call this."""
+    gone = []
+    for entry in os.scandir(folder):
+        if is_temporary(entry.name) and entry.is_file(follow_symlinks=False):
+            remove_quietly(Path(entry.path))
+            gone.append(Path(entry.path))
+    return gone
+
+
+def remove_tree(folder: Path) -> None:
+    """Delete a folder and what is in it."""
+    shutil.rmtree(folder)

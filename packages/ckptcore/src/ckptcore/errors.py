@@ -1,0 +1,114 @@
+"""Every error that ckptcore raises on purpose: one base class, one class a kind of trouble.
+
+A message says what was expected, what came, and what to do. Errors of the operating system that no class here
+describes (EIO, for one) pass through unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class CheckpointError(Exception):
+    """Base of every error raised by ckptcore."""
+
+
+class UsageError(CheckpointError):
+    """A call or a command was given arguments that make no sense."""
+
+
+class UnsavableValue(CheckpointError):
+    """A value of the state cannot be stored so that ``torch.load`` (weights_only) opens it again.
+
+    Attributes:
+        key_path: where the value sits, as ``optimizer_state_dict/param_groups/0/lr``.
+    """
+
+    def __init__(self, key_path: str, problem: str) -> None:
+        self.key_path = key_path
+        super().__init__(f"cannot save {key_path or 'the state'}: {problem}")
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A file is not, byte for byte, what was written.
+
+    Attributes:
+        path: the file.
+        findings: one line for each damaged tensor, record or structure.
+    """
+
+    def __init__(self, path: str | Path, findings: Sequence[str]) -> None:
+        self.path = Path(path)
+        self.findings = tuple(findings)
+        shown = "; ".join(self.findings[:5])
+        more = f"; and {len(self.findings) - 5} more" if len(self.findings) > 5 else ""
+        super().__init__(f"{self.path.name} is damaged: {shown}{more}. Use another checkpoint of the run.")
+
+
+class UnknownFormat(CheckpointError):
+    """A file is in no format that ckptcore reads."""
+
+
+class RefusedContent(CheckpointError):
+    """A file asks for something that loading data never needs: foreign classes, code, another place on disk.
+
+    Attributes:
+        names: the classes and functions that the file names, as far as they are known.
+    """
+
+    def __init__(self, path: str | Path, problem: str, names: Sequence[str] = ()) -> None:
+        self.path = Path(path)
+        self.names = tuple(names)
+        super().__init__(f"{self.path.name} was refused: {problem}")
+
+
+class MissingState(CheckpointError):
+    """A piece of the training state is missing at resume, and was not waived.
+
+    Attributes:
+        missing: the names of the pieces.
+    """
+
+    def __init__(self, missing: Sequence[str], message: str) -> None:
+        self.missing = tuple(missing)
+        super().__init__(message)
+
+
+class FolderBusy(CheckpointError):
+    """Another writer holds the folder.
+
+    Attributes:
+        holder: what is known of it (``pid``, ``host``, ``command``, ``since``).
+    """
+
+    def __init__(self, folder: str | Path, holder: dict[str, object]) -> None:
+        self.holder = dict(holder)
+        who = ", ".join(f"{key} {value}" for key, value in holder.items()) or "an unknown process"
+        super().__init__(
+            f"{folder} has a writer already ({who}). One writer a folder: wait for it, stop it, or use another folder."
+        )
+
+
+class FolderNotWritable(CheckpointError):
+    """The checkpoint folder cannot be made or written."""
+
+
+class DiskFull(CheckpointError):
+    """There is no room for a file; whatever was there before is untouched.
+
+    Attributes:
+        needed: bytes that the file needs.
+        free: bytes that were free.
+    """
+
+    def __init__(self, path: str | Path, needed: int, free: int) -> None:
+        self.needed, self.free = needed, free
+        super().__init__(
+            f"no space for {Path(path).name}: needs {needed:,} bytes, {free:,} are free. Nothing was changed. "
+            "Free some space ('ckpt plan' shows what may go), save less often, or use another folder."
+        )
+
+
+class VersionRefused(CheckpointError):
+    """A promotion was refused: the number, the file or the architecture does not allow it."""

@@ -1,0 +1,65 @@
+"""The small hidden folder beside the checkpoints: policy, pins, lock. Checkpoints need none of it to be read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ckptcore import durable
+from ckptcore.errors import UsageError
+from ckptcore.layouts.layout import Layout
+
+HIDDEN = ".ckptcore"
+_POLICY = "policy.json"
+_PINS = "pins.json"
+MAX_BYTES = 1 << 20
+
+
+def hidden(directory: Path) -> Path:
+    """The hidden folder of a checkpoint folder."""
+    return directory / HIDDEN
+
+
+def write_policy(directory: Path, layout: Layout) -> None:
+    """Record how the folder is named and rotated, so that `ckpt plan` can explain it."""
+    text = json.dumps(layout.policy(), indent=2, sort_keys=True) + "\n"
+    path = hidden(directory) / _POLICY
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        durable.write_text(path, text)
+
+
+def read_policy(directory: Path) -> Layout | None:
+    """The recorded layout of a folder; None where no manager opened it yet.
+
+    Raises:
+        UsageError: the record was changed by hand into something else.
+    """
+    found = _read(hidden(directory) / _POLICY)
+    return None if found is None else Layout.from_policy(found)
+
+
+def read_pins(directory: Path) -> dict[str, str]:
+    """The files that somebody pinned by hand, with why."""
+    found = _read(hidden(directory) / _PINS) or {}
+    return {str(name): str(why) for name, why in found.items()}
+
+
+def write_pins(directory: Path, pins: dict[str, str]) -> None:
+    """Replace the list of pinned files."""
+    durable.make_folder(hidden(directory))
+    durable.write_text(hidden(directory) / _PINS, json.dumps(pins, indent=2, sort_keys=True) + "\n")
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UsageError(f"{path} has more than {MAX_BYTES:,} bytes; it is not what ckptcore wrote. Delete it.")
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is no JSON ({error}). Delete it; the manager writes it again.") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} holds no object. Delete it; the manager writes it again.")
+    return found

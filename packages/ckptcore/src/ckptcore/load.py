@@ -1,0 +1,158 @@
+"""Reading checkpoints: verified while they are read, foreign formats through torch's restricted unpickler."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+from ckptcore import foreign, memory, pickled
+from ckptcore.dtypes import numel
+from ckptcore.errors import DamagedCheckpoint
+from ckptcore.hashing import Stretch, intact
+from ckptcore.header import Header
+from ckptcore.plain import Atom, TensorSlot
+from ckptcore.reader import Opened, find_summary, looks_native, open_native, opened
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Checkpoint(dict[str, Any]):
+    """A loaded checkpoint: the mapping that was saved, with what its header says.
+
+    Attributes:
+        header: metrics, digests, roles and the rest of the header.
+        path: where it was read from.
+    """
+
+    def __init__(self, mapping: dict[str, Any], header: Header) -> None:
+        super().__init__(mapping)
+        self.header = header
+        self.path = header.path
+
+    @property
+    def epochs_finished(self) -> int | None:
+        """How many epochs were finished, whatever ``epoch`` counts in this format; None if the file does not say."""
+        return self.header.epochs_finished
+
+
+def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> Checkpoint:
+    """Load a checkpoint; every byte of a native file is verified on the way.
+
+    Args:
+        path: a file of ckptcore, or of a format that it reads (torch.save, Lightning, safetensors).
+        map_location: the device that its tensors go to; always loadable on the CPU, whatever they were saved
+            on.
+
+    Raises:
+        DamagedCheckpoint: naming every tensor or record that is not what was written.
+        RefusedContent: a foreign file that asks for more than data.
+        UnknownFormat: it is nothing that ckptcore reads.
+    """
+    with opened(path) as (file, fd):
+        header = find_summary(fd, file)
+        if header is not None:
+            mapping = _load_native(fd, open_native(fd, header), map_location)
+        elif looks_native(fd):
+            raise DamagedCheckpoint(file, foreign.why_not_native(fd))
+        else:
+            header, mapping = foreign.load(fd, file, map_location)
+    return Checkpoint(mapping, header)
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """The header of a checkpoint from the end of its file, without torch and without reading tensors.
+
+    Raises:
+        DamagedCheckpoint: the file was ours and its header is not what was written.
+        UnknownFormat: a foreign file; it has no header (`load` reads it).
+    """
+    with opened(path) as (file, fd):
+        header = find_summary(fd, file)
+        if header is not None:
+            return header
+        if looks_native(fd):
+            raise DamagedCheckpoint(file, foreign.why_not_native(fd))
+        return foreign.read_header(fd, file)
+
+
+def _load_native(fd: int, found: Opened, map_location: Any) -> dict[str, Any]:
+    tensors = _read_tensors(fd, found)
+    if map_location is not None and str(map_location) != "cpu":
+        tensors = {index: tensor.to(map_location) for index, tensor in tensors.items()}
+    return {key: _materialise(value, tensors) for key, value in found.tree.items()}
+
+
+def _materialise(value: Any, tensors: dict[int, torch.Tensor]) -> Any:
+    """A canonical tree with its slots filled."""
+    kind = type(value)
+    if kind is TensorSlot:
+        return tensors[value.index]
+    if kind is dict:
+        return {key: _materialise(item, tensors) for key, item in value.items()}
+    if kind is OrderedDict:
+        filled = OrderedDict((key, _materialise(item, tensors)) for key, item in value.items())
+        if hasattr(value, "_metadata"):
+            filled._metadata = _materialise(value._metadata, tensors)  # type: ignore[attr-defined]
+        return filled
+    if kind is list:
+        return [_materialise(item, tensors) for item in value]
+    if kind is tuple:
+        return tuple(_materialise(item, tensors) for item in value)
+    if kind is Atom:
+        return _atom(value)
+    return value
+
+
+def _atom(atom: Atom) -> Any:
+    import torch
+
+    if atom.kind == "dtype":
+        return getattr(torch, str(atom.value))
+    return torch.device(str(atom.value)) if atom.kind == "device" else torch.Size(tuple(map(int, atom.value)))
+
+
+def _read_tensors(fd: int, found: Opened) -> dict[int, torch.Tensor]:
+    """Read and verify all tensors into memory of our own: what was hashed is what is returned, whatever happens to the file."""
+    import torch
+
+    records = {record.name: record for record in found.records}
+    tensors: dict[int, torch.Tensor] = {}
+    stretches: dict[int, Stretch] = {}
+    for group in _groups(found):
+        sizes = [records[f"data/{index}"].size for index in group]
+        starts = memory.offsets(sizes)
+        arena = memory.arena(starts[-1])
+        view = memoryview(arena)
+        for index, at, size in zip(group, starts, sizes, strict=False):
+            tensors[index] = _tensor_in(arena, at, found.specs[index])
+            name = f"data/{index}"
+            stretches[index] = Stretch(fd, found.placed[name].data_at, size, records[name].digest, view[at : at + size])
+    whole = intact(list(stretches.values()))
+    damaged = {index for index, good in zip(stretches, whole, strict=True) if not good}
+    if damaged:
+        raise DamagedCheckpoint(found.header.path, [f"tensor {e.name}" for e in found.tensors if e.index in damaged])
+    return tensors
+
+
+def _tensor_in(arena: mmap.mmap, at: int, spec: pickled.TensorSpec) -> torch.Tensor:
+    import torch
+
+    dtype = getattr(torch, spec.dtype)
+    count = numel(spec.shape)
+    if count == 0:
+        return torch.empty(spec.shape, dtype=dtype)
+    return torch.frombuffer(arena, dtype=dtype, count=count, offset=at).reshape(spec.shape)
+
+
+def _groups(found: Opened) -> list[list[int]]:
+    """Storage indices by the top-level key that names them first, so that dropping one key frees its memory."""
+    groups: dict[str, list[int]] = {}
+    seen: set[int] = set()
+    for entry in found.tensors:
+        if entry.index not in seen:
+            seen.add(entry.index)
+            groups.setdefault(entry.name.split("/", 1)[0], []).append(entry.index)
+    return list(groups.values())

@@ -1,0 +1,272 @@
+"""The values a checkpoint may hold, and their canonical copy.
+
+``torch.load(weights_only=True)`` refuses NumPy scalars, paths, enums, dates and most classes: whoever saves
+them finds out when loading, a week later. Here they are converted when saving, or refused then, naming the
+key path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+import os
+import sys
+from argparse import Namespace
+from collections import OrderedDict, deque
+from collections.abc import Mapping
+from datetime import date, datetime, time, timedelta
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from ckptcore.errors import UnsavableValue
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_DEPTH = 64
+"""Nesting beyond this is refused on both sides: no real training state comes near, an attack does."""
+
+MAX_INT_BITS = 2032
+"""The longest integer that one pickle LONG1 opcode holds; torch's restricted unpickler knows no longer one."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TensorSlot:
+    """The place of a tensor in a canonical tree: its index in the list of stored tensors."""
+
+    index: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Atom:
+    """A torch value that is no tensor: ``kind`` is "dtype", "device" or "size"."""
+
+    kind: str
+    value: str | tuple[int, ...]
+
+
+def join_path(parts: tuple[Any, ...]) -> str:
+    """A key path as one string, parts joined by "/", with "~" and "/" inside a part escaped as in RFC 6901."""
+    return "/".join(str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+
+
+class _Flattener:
+    """Walks a state once; keeps the tensors found, each stored once however often it is shared."""
+
+    def __init__(self) -> None:
+        self.tensors: list[torch.Tensor] = []
+        self._seen: dict[tuple[object, ...], int] = {}
+
+    def convert(self, value: Any, path: tuple[Any, ...]) -> Any:
+        if len(path) > MAX_DEPTH:
+            raise UnsavableValue(
+                join_path(path[:8]) + "/...",
+                f"nested deeper than {MAX_DEPTH} levels (or a container holds itself). Flatten it.",
+            )
+        kind = type(value)
+        if value is None or kind is bool or kind is float or kind is str:
+            return value
+        if kind is int:
+            return self._integer(value, path)
+        if kind is dict:
+            return {self._key(k, path): self.convert(v, (*path, k)) for k, v in value.items()}
+        if kind is list:
+            return [self.convert(item, (*path, i)) for i, item in enumerate(value)]
+        if kind is tuple:
+            return tuple(self.convert(item, (*path, i)) for i, item in enumerate(value))
+        return self._other(value, path)
+
+    def _other(self, value: Any, path: tuple[Any, ...]) -> Any:
+        torch = sys.modules.get("torch")
+        if torch is not None:
+            if isinstance(value, torch.Tensor):
+                return self._tensor(value, path)
+            if isinstance(value, torch.Size):
+                return Atom("size", tuple(int(n) for n in value))
+            if isinstance(value, torch.dtype):
+                return Atom("dtype", str(value).removeprefix("torch."))
+            if isinstance(value, torch.device):
+                return Atom("device", str(value))
+        if isinstance(value, OrderedDict):
+            copy = OrderedDict((self._key(k, path), self.convert(v, (*path, k))) for k, v in value.items())
+            # nn.Module.state_dict keeps the versions of its layers in this attribute; without it old batch
+            # norms load wrongly.
+            metadata = getattr(value, "_metadata", None)
+            if metadata is not None:
+                copy._metadata = self.convert(metadata, (*path, "_metadata"))  # type: ignore[attr-defined]
+            return copy
+        if isinstance(value, enum.Enum):
+            return self.convert(value.value, path)
+        simple = self._simple(value)
+        if simple is not None:
+            return self.convert(simple, path)
+        if isinstance(value, complex):
+            return complex(value)
+        if isinstance(value, (bytes, bytearray)):
+            return bytes(value)
+        if isinstance(value, (set, frozenset)):
+            return self._set(value, path)
+        numpy = sys.modules.get("numpy")
+        if numpy is not None and isinstance(value, (numpy.generic, numpy.ndarray)):
+            return self._numpy(value, path)
+        raise UnsavableValue(
+            join_path(path),
+            f"got {type(value).__module__}.{type(value).__qualname__}, expected tensors and plain values (numbers, text, lists, "
+            "dicts). Store its state_dict() or its fields instead of the object.",
+        )
+
+    @staticmethod
+    def _simple(value: Any) -> Any:
+        """The plain value that stands for a common class, or None."""
+        if isinstance(value, str):
+            return str.__str__(value)
+        if isinstance(value, int):
+            return int(value)
+        if isinstance(value, float):
+            return float(value)
+        if isinstance(value, os.PathLike):
+            return os.fspath(value)
+        if isinstance(value, (datetime, date, time)):
+            return value.isoformat()
+        if isinstance(value, timedelta):
+            return value.total_seconds()
+        if isinstance(value, (Namespace, SimpleNamespace)):
+            return dict(vars(value))
+        if isinstance(value, Mapping):
+            return dict(value)
+        if isinstance(value, tuple):
+            return tuple(value)
+        if isinstance(value, (list, deque, range)):
+            return list(value)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return None
+
+    def _integer(self, value: int, path: tuple[Any, ...]) -> int:
+        if value.bit_length() > MAX_INT_BITS:
+            raise UnsavableValue(join_path(path), f"an integer of {value.bit_length()} bits; at most {MAX_INT_BITS} fit.")
+        return value
+
+    def _key(self, key: Any, path: tuple[Any, ...]) -> Any:
+        plain = self.convert(key, (*path, "<key>")) if type(key) is not str else key
+        if isinstance(plain, (str, int, float, bool, type(None), tuple)) and not _holds_tensor(plain):
+            return plain
+        raise UnsavableValue(
+            join_path(path), f"a dict key of type {type(key).__name__}; expected text, a number or a tuple of these."
+        )
+
+    def _set(self, value: set[Any] | frozenset[Any], path: tuple[Any, ...]) -> set[Any]:
+        items = {self.convert(item, (*path, "<item>")) for item in value}
+        if any(not isinstance(item, (str, int, float, bool, type(None))) for item in items):
+            raise UnsavableValue(join_path(path), "a set may hold text and numbers only. Store a list instead.")
+        return items
+
+    def _numpy(self, value: Any, path: tuple[Any, ...]) -> Any:
+        import numpy
+        import torch
+
+        if isinstance(value, numpy.generic):
+            plain = value.item()
+            if isinstance(plain, numpy.generic):
+                raise UnsavableValue(join_path(path), f"NumPy scalar of type {value.dtype} has no plain equal.")
+            return self.convert(plain, path)
+        try:
+            return self._tensor(torch.from_numpy(numpy.ascontiguousarray(value)), path)
+        except TypeError as error:
+            raise UnsavableValue(join_path(path), f"NumPy array of type {value.dtype}: {error}") from error
+
+    def _tensor(self, value: torch.Tensor, path: tuple[Any, ...]) -> TensorSlot:
+        import torch
+
+        problem = _tensor_problem(value)
+        if problem:
+            raise UnsavableValue(join_path(path), problem)
+        plain = value.detach()
+        if type(plain) is not torch.Tensor:
+            plain = plain.as_subclass(torch.Tensor)
+        # Tied weights and exact aliases are stored once; other overlapping views get bytes of their own.
+        identity: tuple[object, ...] = (plain.device, plain.dtype, plain.data_ptr(), plain.shape, plain.stride(), plain.is_conj())
+        if plain.numel() == 0:
+            identity = ("empty", len(self.tensors))
+        index = self._seen.get(identity)
+        if index is None:
+            index = self._seen[identity] = len(self.tensors)
+            self.tensors.append(plain)
+        return TensorSlot(index)
+
+
+def _holds_tensor(value: Any) -> bool:
+    return isinstance(value, TensorSlot) or (isinstance(value, tuple) and any(_holds_tensor(item) for item in value))
+
+
+def _tensor_problem(value: torch.Tensor) -> str | None:
+    """Why a tensor has no plain row of bytes to store, or None."""
+    import torch
+
+    if value.layout is not torch.strided:
+        return f"a {value.layout} tensor; only dense tensors are stored. Call .to_dense() first."
+    if value.is_quantized:
+        return "a quantized tensor. Store .int_repr() with its scale and zero point."
+    if value.device.type == "meta":
+        return "a tensor on the meta device holds no data. Materialise the model first."
+    if getattr(value, "is_nested", False) or type(value).__name__ == "DTensor":
+        return f"a {type(value).__name__} is spread or ragged. Gather it to plain tensors first (full_tensor(), unbind())."
+    return None
+
+
+def flatten(state: Mapping[str, Any]) -> tuple[dict[str, Any], list[torch.Tensor]]:
+    """A canonical deep copy of a training state, with its tensors taken out.
+
+    Args:
+        state: nested dicts, lists and tuples of tensors and plain values.
+
+    Returns:
+        The tree, in which every tensor is a `TensorSlot`, and the tensors (detached, not copied), each stored
+        once.
+
+    Raises:
+        UnsavableValue: naming the key path of a value that has no place in a checkpoint.
+    """
+    if not isinstance(state, Mapping):
+        raise UnsavableValue("", f"expected a dict of state dicts and plain values, got {type(state).__name__}.")
+    flattener = _Flattener()
+    tree = flattener.convert(dict(state), ())
+    wrong = next((key for key in tree if not isinstance(key, str)), None)
+    if wrong is not None:
+        raise UnsavableValue(join_path((wrong,)), "the keys at the top of a checkpoint are text.")
+    return tree, flattener.tensors
+
+
+def iter_slots(tree: Any, path: tuple[Any, ...] = ()) -> Any:
+    """Yield (key path, TensorSlot) for every tensor of a canonical tree, in order."""
+    if isinstance(tree, TensorSlot):
+        yield path, tree
+    elif isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from iter_slots(value, (*path, key))
+    elif isinstance(tree, (list, tuple)):
+        for index, value in enumerate(tree):
+            yield from iter_slots(value, (*path, index))
+
+
+def renumber(tree: Any, indices: Mapping[int, int]) -> Any:
+    """A canonical tree whose slots have other indices."""
+    kind = type(tree)
+    if kind is TensorSlot:
+        return TensorSlot(indices[tree.index])
+    if kind is dict:
+        return {key: renumber(value, indices) for key, value in tree.items()}
+    if kind is OrderedDict:
+        copy = OrderedDict((key, renumber(value, indices)) for key, value in tree.items())
+        if hasattr(tree, "_metadata"):
+            copy._metadata = tree._metadata  # type: ignore[attr-defined]
+        return copy
+    if kind is list or kind is tuple:
+        return kind(renumber(value, indices) for value in tree)
+    return tree
+
+
+def is_finite_number(value: object) -> bool:
+    """Whether a value is a real, finite number (bools are none)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

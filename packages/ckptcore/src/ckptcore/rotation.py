@@ -1,0 +1,167 @@
+"""What rotation keeps and deletes in a folder: decided from what is on disk, each decision with its reason."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from ckptcore import durable, folder
+from ckptcore.catalogue import Catalogue, Listed
+from ckptcore.layouts.layout import Layout
+from ckptcore.rules import Decision, Entry, KeepRule, improves, metrics_watched, plan
+
+_log = logging.getLogger(__name__)
+_VERSION = re.compile(r".*_v\d+\.\d+\.\d+.*")
+_ROTATING = ("periodic",)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The decisions for every checkpoint file of a folder.
+
+    Attributes:
+        decisions: for the files of the run, from old to new.
+        untouched: name and reason of the files that rotation never looks at.
+    """
+
+    decisions: tuple[Decision, ...]
+    untouched: tuple[tuple[str, str], ...]
+
+    @property
+    def doomed(self) -> list[str]:
+        """The names that would be deleted."""
+        return [d.name for d in self.decisions if not d.keep]
+
+
+def plan_folder(directory: Path, layout: Layout, run_key: str | None, keep: KeepRule | None = None) -> Plan:
+    """What rotation would do now.
+
+    Args:
+        directory: the folder.
+        layout: its layout.
+        run_key: the run whose files rotate; None for that of the newest file.
+        keep: another keep rule than the layout's.
+    """
+    catalogue = Catalogue.scan(directory)
+    if run_key is None:
+        run_key = (catalogue.run_keys() or [""])[-1]
+    ours, untouched = _sort_out(catalogue, layout, run_key)
+    best = best_name(ours, layout)
+    pins = folder.read_pins(directory)
+    entries = _count_links_once({file.name: _entry(file, layout, best, pins) for file in ours}, ours)
+    former = {f.name for f in ours if layout.roles_of(f.name) == ("best",) and not entries[f.name].pins}
+    decisions = {d.name: d for d in plan([e for n, e in entries.items() if n not in former], keep or layout.keep)}
+    decisions |= {n: Decision(n, False, f"no longer the best ({best} is)", entries[n].size) for n in former}
+    return Plan(tuple(decisions[file.name] for file in ours), tuple(untouched))
+
+
+def rotate(directory: Path, layout: Layout, run_key: str, *, spare: Iterable[str] = ()) -> list[str]:
+    """Delete what the layout's rules do not keep; returns the names that went.
+
+    Only called after the newest checkpoint is durable, by the holder of the folder's lock.
+    """
+    gone = []
+    for name in plan_folder(directory, layout, run_key).doomed:
+        if name not in set(spare):
+            durable.remove(directory / name)
+            gone.append(name)
+    if gone:
+        durable.sync_folder(directory)
+        _log.info("rotated away: %s", ", ".join(gone))
+    return gone
+
+
+def best_name(files: Sequence[Listed], layout: Layout) -> str | None:
+    """Which file in the role of best is the best one; ties keep the earlier."""
+    candidates = [f for f in files if "best" in layout.roles_of(f.name)]
+    if layout.metric is None or layout.mode is None:
+        return candidates[-1].name if candidates else None
+    chosen: Listed | None = None
+    for file in candidates:
+        value = _metric(file, layout.metric)
+        if chosen is None or (value is not None and improves(value, _metric(chosen, layout.metric), layout.mode)):
+            chosen = file
+    return chosen.name if chosen else None
+
+
+def best_values(files: Sequence[Listed], layout: Layout) -> dict[str, float]:
+    """The values that a new checkpoint must beat: those of the best files on disk, by metric."""
+    found: dict[str, float] = {}
+    for metric, mode in metrics_watched(layout.save).items():
+        for file in files:
+            roles = layout.roles_of(file.name)
+            value = _metric(file, metric)
+            if "best" in roles and value is not None and improves(value, found.get(metric), mode):
+                found[metric] = value
+    return found
+
+
+def _metric(file: Listed, metric: str) -> float | None:
+    return file.header.metrics.get(metric) if file.header is not None else None
+
+
+def _sort_out(catalogue: Catalogue, layout: Layout, run_key: str) -> tuple[list[Listed], list[tuple[str, str]]]:
+    """The files that rotation may look at, and why it leaves the others alone."""
+    ours, untouched = [], []
+    for file in catalogue:
+        if file.header is None:
+            untouched.append((file.name, f"damaged: {file.problem}"))
+        elif not file.native:
+            untouched.append((file.name, f"not written by ckptcore ({file.header.format})"))
+        elif file.header.run_key != run_key:
+            untouched.append((file.name, f"of another run ({file.header.run_key or 'saved by hand'})"))
+        elif not _VERSION.match(file.name) and not layout.roles_of(file.name):
+            untouched.append((file.name, f"no name of the layout {layout.name}"))
+        else:
+            ours.append(file)
+    return ours, untouched
+
+
+def _entry(file: Listed, layout: Layout, best: str | None, pins: dict[str, str]) -> Entry:
+    header = file.header
+    assert header is not None
+    return Entry(
+        name=file.name,
+        epochs_finished=header.epochs_finished,
+        global_step=header.global_step,
+        created=_unix(header.created, file.modified),
+        metrics=header.metrics,
+        size=file.size,
+        pins=_pins(file, layout, best, pins),
+    )
+
+
+def _count_links_once(entries: dict[str, Entry], ours: Sequence[Listed]) -> dict[str, Entry]:
+    """Names of one file free its bytes only with the last of them: a pinned one holds them, else the first one stands for them."""
+    counted: set[tuple[int, int]] = set()
+    for file in sorted(ours, key=lambda f: not entries[f.name].pins):
+        if file.inode in counted:
+            entries[file.name] = replace(entries[file.name], size=0)
+        counted.add(file.inode)
+    return entries
+
+
+def _pins(file: Listed, layout: Layout, best: str | None, pins: dict[str, str]) -> tuple[str, ...]:
+    """Why nothing may delete a file; empty for the ones that rotate."""
+    found = [f"pinned by hand: {pins[file.name]}"] if file.name in pins else []
+    roles = layout.roles_of(file.name)
+    if _VERSION.match(file.name):
+        return (*found, "version")
+    for role in roles:
+        if role == "best":
+            # A template with the score in it leaves the former best behind under another name.
+            found += ["best"] if file.name == best else []
+        elif role not in _ROTATING:
+            found.append({"latest": "latest"}.get(role, f"milestone: {role}"))
+    return tuple(found)
+
+
+def _unix(created: str | None, modified_ns: int) -> float:
+    try:
+        return datetime.fromisoformat(created or "").timestamp()
+    except ValueError:
+        return modified_ns / 1e9

@@ -1,0 +1,87 @@
+"""Is this checkpoint what was written? Every digest of a native file; CRCs and structure of a foreign one. No torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptcore import container, foreign, reader
+from ckptcore.container import ROOT, Record
+from ckptcore.errors import CheckpointError, DamagedCheckpoint
+from ckptcore.hashing import Stretch, intact
+from ckptcore.header import Header
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `verify` found.
+
+    Attributes:
+        path: the file.
+        ok: whether nothing is wrong with it.
+        findings: every damaged tensor, record or structure, by name.
+        format: ckptcore, torch, safetensors, ...; None where it is not known.
+        checked: what stands behind ``ok``: "sha256", "crc32" or "structure".
+    """
+
+    path: Path
+    ok: bool
+    findings: tuple[str, ...]
+    format: str | None
+    checked: str
+    tensors: int = 0
+    run_key: str | None = None
+
+
+_FOREIGN_CHECKS: Mapping[str, str] = {"torch": "crc32", "safetensors": "structure", "torch-legacy": "nothing"}
+
+
+def verify(path: str | os.PathLike[str]) -> Report:
+    """Check a file, native or foreign, and name everything that is wrong with it.
+
+    Args:
+        path: the file.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    try:
+        with reader.opened(path) as (file, fd):
+            header = reader.find_summary(fd, file)
+            if header is not None:
+                found = _native_findings(fd, header)
+                return Report(file, not found, tuple(found), "ckptcore", "sha256", header.tensor_count, header.run_key)
+            if reader.looks_native(fd):
+                return Report(file, False, tuple(foreign.why_not_native(fd)), "ckptcore", "sha256")
+            kind = foreign.sniff(fd)
+            wrong = foreign.findings(fd, file)
+            if kind == "torch-legacy":
+                wrong = ["a file of torch's format from before 1.6 carries nothing to check it by; import it"]
+            return Report(file, not wrong, tuple(wrong), kind, _FOREIGN_CHECKS.get(kind, "nothing"))
+    except DamagedCheckpoint as error:
+        return Report(Path(path), False, error.findings, "ckptcore", "sha256")
+    except CheckpointError as error:
+        return Report(Path(path), False, (str(error),), None, "nothing")
+
+
+def _native_findings(fd: int, header: Header) -> list[str]:
+    """Everything wrong with a native file; damaged tensors are looked for even where the structure is damaged too."""
+    found: list[str] = []
+    try:
+        reader.open_native(fd, header)
+    except DamagedCheckpoint as error:
+        found += error.findings
+    try:
+        _, tensors, records = reader.read_table(fd, header)
+    except ValueError:
+        return found
+    placed = list(container.place_all([Record(f"{ROOT}/{e.name}", e.size, e.crc32) for e in records]))
+    stretches = [Stretch(fd, p.data_at, e.size, e.digest) for p, e in zip(placed, records, strict=True)]
+    whole = intact(stretches)
+    for entry, good in zip(records, whole, strict=True):
+        if not good:
+            names = [t.name for t in tensors if f"data/{t.index}" == entry.name]
+            found += [f"tensor {name}" for name in names] or [f"record {entry.name}"]
+    return list(dict.fromkeys(found))
