@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckptcore.errors import UsageError
-from ckptcore.snapshot import ALIGNMENT, HUGE_PAGE, SnapshotBuffers
+from ckptcore.memory import ALIGNMENT, HUGE_PAGE
+from ckptcore.snapshot import SnapshotBuffers
 
 DTYPES = [
     *(

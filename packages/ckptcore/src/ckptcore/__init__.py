@@ -10,19 +10,21 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "save": "ckptcore.save",
-    "load": "ckptcore.load",
-    "Checkpoint": "ckptcore.load",
-    "read_header": "ckptcore.load",
+    "save": "ckptcore.writing",
+    "load": "ckptcore.loading",
+    "Checkpoint": "ckptcore.loading",
+    "read_header": "ckptcore.loading",
     "Header": "ckptcore.header",
-    "verify": "ckptcore.verify",
-    "Report": "ckptcore.verify",
+    "verify": "ckptcore.verifying",
+    "Report": "ckptcore.verifying",
     "load_weights": "ckptcore.weights",
     "model_digest": "ckptcore.weights",
     "capture": "ckptcore.training_state",
     "restore": "ckptcore.training_state",
     "CheckpointManager": "ckptcore.manager",
     "Catalogue": "ckptcore.catalogue",
+    "announce": "ckptcore.announce",
+    "write_history": "ckptcore.history",
     "promote": "ckptcore.versions",
 }
 _MODULES = ("errors", "layouts", "rules")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ckptcore.errors import CheckpointError, UsageError
 from ckptcore.header import Header
-from ckptcore.load import read_header
+from ckptcore.loading import read_header
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
 
@@ -53,6 +53,13 @@ class Listed:
             return (-1, -1, "")
         finished, step = self.header.epochs_finished, self.header.global_step
         return (-1 if finished is None else finished, -1 if step is None else step, self.header.created or "")
+
+
+    @property
+    def sequence(self) -> int:
+        """Which save of its run it is, counted by its manager: no clock says what is newest. -1 where it does not say."""
+        found = self.header.metadata.get("sequence") if self.header is not None else None
+        return found if type(found) is int else -1
 
 
 class Catalogue(Sequence[Listed]):

@@ -76,7 +76,18 @@ def local_header(placed: Placed) -> bytes:
     extra = zip64 + struct.pack("<HH", _PADDING_FIELD, padding) + bytes(padding)
     size = min(record.size, _MAX32)
     fixed = struct.pack(
-        "<IHHHHHIIIHH", 0x04034B50, 45 if zip64 else 20, _UTF8_NAMES, 0, 0, _DATE_1980, record.crc32, size, size, len(name), len(extra)
+        "<IHHHHHIIIHH",
+        0x04034B50,
+        45 if zip64 else 20,
+        _UTF8_NAMES,
+        0,
+        0,
+        _DATE_1980,
+        record.crc32,
+        size,
+        size,
+        len(name),
+        len(extra),
     )
     return fixed + name + extra
 

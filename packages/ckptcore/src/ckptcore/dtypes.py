@@ -22,6 +22,10 @@ STORAGE_CLASS = {
 DTYPE_OF_STORAGE = {name: dtype for dtype, name in STORAGE_CLASS.items()}
 
 
+MAX_DIMENSIONS = 64
+"""Dimensions of a tensor at most, as torch has it."""
+
+
 def numel(shape: tuple[int, ...]) -> int:
     """The number of elements of a tensor of this shape."""
     product = 1
@@ -38,3 +42,18 @@ def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
         strides.append(step)
         step *= max(size, 1)
     return tuple(reversed(strides))
+
+
+def is_possible(shape: tuple[object, ...]) -> bool:
+    """Whether torch can make a tensor of this shape at all: sizes and strides stay within 64 bits.
+
+    An empty tensor of shape (0, 2**47, 2**47) takes no memory and makes torch fail all the same.
+    """
+    product = 1
+    for size in shape:
+        if type(size) is not int or not 0 <= size < 1 << 48:
+            return False
+        product *= max(size, 1)
+        if product >= 1 << 56:
+            return False
+    return len(shape) <= MAX_DIMENSIONS

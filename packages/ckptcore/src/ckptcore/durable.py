@@ -21,6 +21,7 @@ TEMPORARY_PREFIX = ".ckptcore-"
 TEMPORARY_SUFFIX = ".tmp"
 _FICLONE = 0x40049409
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV, errno.EMLINK, errno.ENOSYS, errno.EACCES}
 
 
@@ -48,16 +49,20 @@ def make_folder(folder: Path) -> None:
     """
     missing = []
     above = folder.absolute()
-    while not above.exists() and not above.is_symlink():
-        missing.append(above)
-        above = above.parent
     try:
+        while not above.exists() and not above.is_symlink():
+            missing.append(above)
+            above = above.parent
         for path in reversed(missing):
             with suppress(FileExistsError):
                 os.mkdir(path)
             sync_folder(path.parent)
-    except OSError as error:
-        raise FolderNotWritable(f"cannot make the folder {folder}: {error.strerror}. Give a folder that you may write to.") from error
+    except (OSError, ValueError) as error:
+        # ValueError: a NUL in the path, as a broken text field gives it.
+        raise FolderNotWritable(
+            f"cannot make the folder {str(folder)!r}: {getattr(error, 'strerror', None) or error}. "
+            "Give a folder that you may write to."
+        ) from error
     if not folder.is_dir():
         raise FolderNotWritable(f"{folder} is no folder; expected a folder to keep checkpoints in.")
 
@@ -110,7 +115,7 @@ def staged(target: Path, size: int, mode: int | None = None) -> Iterator[tuple[i
     if size > free:
         raise DiskFull(target, size, free)
     path = temporary_beside(target)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    fd = _create(path, target, size)
     try:
         try:
             yield fd, path
@@ -125,6 +130,19 @@ def staged(target: Path, size: int, mode: int | None = None) -> Iterator[tuple[i
         remove_quietly(path)
         if isinstance(error, OSError) and error.errno in _NO_SPACE:
             raise DiskFull(target, size, free_bytes(target.parent)) from error
+        raise
+
+
+def _create(path: Path, target: Path, size: int) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise DiskFull(target, size, free_bytes(target.parent)) from error
+        if error.errno in _NOT_WRITABLE:
+            raise FolderNotWritable(
+                f"cannot write to {target.parent}: {error.strerror}. Ask for write permission, or give another folder."
+            ) from error
         raise
 
 
@@ -149,13 +167,37 @@ def publish(temporary: Path, names: list[Path]) -> None:
     The names become hard links to one file, each put in place by a rename; where the file system has no hard
     links, copies.
     """
-    folder = temporary.parent
-    for name in names[1:]:
-        link = temporary_beside(name)
-        link_or_copy(temporary, link)
-        replace(link, name)
-    replace(temporary, names[0])
-    sync_folder(folder)
+    made = [temporary]
+    try:
+        for name in names[1:]:
+            made.append(temporary_beside(name))
+            link_or_copy(temporary, made[-1])
+            replace(made[-1], name)
+        replace(temporary, names[0])
+        sync_folder(temporary.parent)
+    except BaseException as error:
+        for leftover in made:
+            remove_quietly(leftover)
+        if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            # A longer folder needs a block, too.
+            raise DiskFull(names[0], 0, free_bytes(temporary.parent)) from error
+        raise
+
+
+def add_names(source: Path, names: list[Path]) -> None:
+    """Give a durable file further names in its folder, in place of whatever has them, and make them durable.
+
+    Raises:
+        DiskFull: there is no room for the names.
+    """
+    link = temporary_beside(source)
+    try:
+        link_or_copy(source, link)
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise DiskFull(names[0], 0, free_bytes(source.parent)) from error
+        raise
+    publish(link, names)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -182,13 +224,11 @@ def copy_durable(source: Path, target: Path, mode: int | None = None) -> None:
         DiskFull: it does not fit.
     """
     size = source.stat().st_size
-    with staged(target, size, mode) as (fd, temporary):
-        with open(source, "rb") as reader:
-            if not _reflink(reader.fileno(), fd):
-                while chunk := reader.read(4 << 20):
-                    write_all(fd, chunk)
-    replace(temporary, target)
-    sync_folder(target.parent)
+    with staged(target, size, mode) as (fd, temporary), open(source, "rb") as reader:
+        if not _reflink(reader.fileno(), fd):
+            while chunk := reader.read(4 << 20):
+                write_all(fd, chunk)
+    publish(temporary, [target])
 
 
 def _reflink(source_fd: int, target_fd: int) -> bool:
@@ -208,8 +248,7 @@ def write_bytes(target: Path, data: bytes, mode: int | None = None) -> None:
     """A small file, whole or not at all."""
     with staged(target, len(data), mode) as (fd, temporary):
         write_all(fd, data)
-    replace(temporary, target)
-    sync_folder(target.parent)
+    publish(temporary, [target])
 
 
 def write_new(target: Path, fill: Callable[[int], None], size: int, mode: int | None = None) -> None:
@@ -231,17 +270,23 @@ def claim(temporary: Path, target: Path) -> None:
         FileExistsError: it is taken.
     """
     try:
+        _link_or_rename(temporary, target)
+    except BaseException:
+        remove_quietly(temporary)
+        raise
+
+
+def _link_or_rename(temporary: Path, target: Path) -> None:
+    try:
         os.link(temporary, target)
     except OSError as error:
         if error.errno not in _NO_LINKS:
-            remove_quietly(temporary)
             raise
         if target.exists():
-            remove_quietly(temporary)
             raise FileExistsError(errno.EEXIST, "the name is taken", str(target)) from error
         os.rename(temporary, target)
-        return
-    os.unlink(temporary)
+    else:
+        os.unlink(temporary)
 
 
 def remove(path: Path) -> None:
@@ -257,11 +302,23 @@ def remove_quietly(path: Path) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename within one file system, durable in both folders."""
-    os.replace(source, target)
+    """Rename within one file system, durable in both folders; at no moment is the file without a name."""
+    if source.parent == target.parent:
+        os.replace(source, target)
+        sync_folder(target.parent)
+        return
+    # Two folders reach the disk one after the other: the new name must be there before the old one goes.
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        os.replace(source, target)
+    else:
+        sync_folder(target.parent)
+        os.unlink(source)
     sync_folder(target.parent)
-    if source.parent != target.parent:
-        sync_folder(source.parent)
+    sync_folder(source.parent)
 
 
 def sweep(folder: Path) -> list[Path]:

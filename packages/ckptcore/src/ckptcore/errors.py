@@ -112,3 +112,32 @@ class DiskFull(CheckpointError):
 
 class VersionRefused(CheckpointError):
     """A promotion was refused: the number, the file or the architecture does not allow it."""
+
+
+class WeightsMismatch(CheckpointError):
+    """The weights of a checkpoint are not, name for name and shape for shape, those of a model.
+
+    Attributes:
+        path: the checkpoint.
+        missing: names that the model has and the checkpoint has not.
+        unexpected: names that the checkpoint has and the model has not.
+        other_shape: one line for each tensor of another shape.
+    """
+
+    def __init__(
+        self, path: str | Path, missing: Sequence[str], unexpected: Sequence[str], other_shape: Sequence[str]
+    ) -> None:
+        self.path = Path(path)
+        self.missing, self.unexpected = tuple(missing), tuple(unexpected)
+        self.other_shape = tuple(other_shape)
+        kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", other_shape))
+        parts = [f"{len(names)} {kind}: {_some(names)}" for kind, names in kinds if names]
+        super().__init__(
+            f"{self.path.name} does not fit the model: {'; '.join(parts)}. Nothing was loaded. "
+            "Build the model as it was when it was saved, or load what fits with strict=False."
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first five names, and how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

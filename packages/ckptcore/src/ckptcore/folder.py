@@ -21,12 +21,18 @@ def hidden(directory: Path) -> Path:
     return directory / HIDDEN
 
 
+def sweep(directory: Path) -> None:
+    """Delete what killed writers left unfinished. Only the holder of the folder's lock may call this."""
+    for folder in (directory, hidden(directory)):
+        durable.sweep(folder)
+
+
 def write_policy(directory: Path, layout: Layout) -> None:
     """Record how the folder is named and rotated, so that `ckpt plan` can explain it."""
-    text = json.dumps(layout.policy(), indent=2, sort_keys=True) + "\n"
+    data = (json.dumps(layout.policy(), indent=2, sort_keys=True) + "\n").encode()
     path = hidden(directory) / _POLICY
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        durable.write_text(path, text)
+    if not path.exists() or path.read_bytes() != data:
+        durable.write_bytes(path, data)
 
 
 def read_policy(directory: Path) -> Layout | None:

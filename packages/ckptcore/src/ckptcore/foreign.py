@@ -1,43 +1,38 @@
 """Checkpoints of other programs: plain torch.save files, Lightning's, safetensors.
 
-A foreign pickle is only ever read by torch's weights_only unpickler, and there is no switch to change that. The file is
-first copied into memory and checked there, so that nothing can be swapped between check and load.
+A foreign pickle is only ever read by torch's weights_only unpickler, after `ckptcore.foreign_pickle` found that
+it asks for nothing but data; there is no switch to change that. The file is first copied into memory and checked
+there, so that nothing can be swapped between check and load.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import struct
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ckptcore import safetensors
 from ckptcore.errors import CheckpointError, DamagedCheckpoint, RefusedContent, UnknownFormat, UnsavableValue
-from ckptcore.header import Header, derive_content, read_exactly
+from ckptcore.foreign_pickle import PickleRefused, survey_legacy
+from ckptcore.foreign_zip import NOT_NATIVE, refused, zip_findings
+from ckptcore.header import MARKER, Header, derive_content, read_exactly
 from ckptcore.plain import flatten
 
 _LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-_MAX_DESCRIPTOR = 24
-_CHUNK = 1 << 20
 
 
 def sniff(fd: int) -> str:
     """The format of an open file by its first bytes: torch, torch-legacy, safetensors, tar, pickle or unknown."""
     head = read_exactly(fd, 512, 0)
-    size = os.fstat(fd).st_size
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return "torch"
     if head.startswith(_LEGACY_MAGIC):
         return "torch-legacy"
     if head[257:262] == b"ustar":
         return "tar"
-    if len(head) >= 9 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] <= size:
-        return "safetensors"
-    if len(head) >= 9 and head[8:9] == b"{" and head[:8] > b"":
+    if head[8:9] == b"{":
         return "safetensors"
     return "pickle" if head.startswith((b"\x80", b"(", b"]", b"}", b"c")) else "unknown"
 
@@ -48,10 +43,7 @@ def why_not_native(fd: int) -> list[str]:
     tail = read_exactly(fd, 1 << 16, max(0, size - (1 << 16)))
     if b"PK\x05\x06" not in tail:
         return [f"its end is missing (the file has {size:,} bytes and no zip directory): it was cut off"]
-    return [
-        "it carries the marker of a ckptcore file and no intact header at its end: it was changed after it was written, "
-        "or loaded and saved again by another program (save it with ckptcore.save)"
-    ]
+    return [NOT_NATIVE]
 
 
 def read_header(fd: int, path: Path) -> Header:
@@ -66,7 +58,15 @@ def read_header(fd: int, path: Path) -> Header:
             f"{path.name} is in no format that ckptcore reads; expected a checkpoint (.pt, .pth, .ckpt) or .safetensors file."
         )
     size = os.fstat(fd).st_size
-    return Header(path, kind, 0, {"scalars": {}, "texts": {}, "val_metrics": {}, "keys": []}, {"epoch_counts": "unknown"}, None, size)
+    return Header(
+        path,
+        kind,
+        0,
+        {"scalars": {}, "texts": {}, "val_metrics": {}, "keys": []},
+        {"epoch_counts": "unknown"},
+        None,
+        size,
+    )
 
 
 def findings(fd: int, path: Path) -> list[str]:
@@ -79,7 +79,7 @@ def findings(fd: int, path: Path) -> list[str]:
     kind = read_header(fd, path).format
     if kind == "torch":
         with open(fd, "rb", closefd=False) as file:
-            return _zip_findings(file, path)
+            return zip_findings(file, path)
     if kind == "safetensors":
         return safetensors.findings(fd)
     return []
@@ -105,17 +105,28 @@ def load(fd: int, path: Path, map_location: Any) -> tuple[Header, dict[str, Any]
             mapping = {name: tensor.to(map_location) for name, tensor in mapping.items()}
         return _header(path, "safetensors", mapping, {"safetensors": metadata}, os.fstat(fd).st_size), mapping
     data = read_exactly(fd, os.fstat(fd).st_size, 0)
-    if kind == "torch":
-        wrong = _zip_findings(io.BytesIO(data), path)
-        if wrong:
-            raise DamagedCheckpoint(path, wrong)
+    wrong = zip_findings(io.BytesIO(data), path) if kind == "torch" else _legacy_findings(data, path)
+    if wrong:
+        raise DamagedCheckpoint(path, wrong)
     mapping = _torch_load(data, path, map_location)
+    if MARKER in mapping:
+        raise DamagedCheckpoint(path, [NOT_NATIVE])
     name = kind
     if kind == "torch":
         name = "lightning" if "pytorch-lightning_version" in mapping else "torch"
         if mapping and all(_is_tensor(value) for value in mapping.values()):
             name = "state-dict"
     return _header(path, name, mapping, {}, len(data)), mapping
+
+
+def _legacy_findings(data: bytes, path: Path) -> list[str]:
+    try:
+        survey_legacy(data)
+    except PickleRefused as error:
+        if error.names:
+            raise refused(path, error) from error
+        return [str(error)]
+    return []
 
 
 def _is_tensor(value: object) -> bool:
@@ -139,8 +150,10 @@ def _torch_load(data: bytes, path: Path, map_location: Any) -> dict[str, Any]:
         # The bytes are a stranger's and the parser is torch's: whatever it raises means that the file was not read.
         raise _refusal(data, path, error) from error
     if not isinstance(found, Mapping) or any(not isinstance(key, str) for key in found):
-        raise UnknownFormat(f"{path.name} holds a {type(found).__name__}; expected a dict with text keys (a checkpoint or a state dict).")
-    return dict(found)
+        raise UnknownFormat(
+            f"{path.name} holds a {type(found).__name__}; expected a dict with text keys (a checkpoint or a state dict)."
+        )
+    return found if isinstance(found, dict) else dict(found)
 
 
 def _refusal(data: bytes, path: Path, error: Exception) -> CheckpointError:
@@ -169,7 +182,9 @@ def _header(path: Path, kind: str, mapping: Mapping[str, Any], metadata: dict[st
     content = derive_content(tree)
     metadata["epoch_counts"] = epoch_convention(mapping)
     nbytes = sum(t.numel() * t.element_size() for t in tensors)
-    return Header(path, kind, 0, content, metadata, None, size, tensor_count=len(tensors), tensor_bytes=nbytes)
+    return Header(
+        path, kind, 0, content, metadata, None, size, tensor_count=len(tensors), tensor_bytes=nbytes
+    )
 
 
 def epoch_convention(mapping: Mapping[str, Any]) -> str:
@@ -190,66 +205,3 @@ def epoch_convention(mapping: Mapping[str, Any]) -> str:
     if {"best_metric", "val_auc", "timestamp", "hyperparameters"} & set(mapping):
         return "index"
     return "unknown"
-
-
-def _zip_findings(file: IO[bytes], path: Path) -> list[str]:
-    """Structure and CRCs of a torch zip; torch itself checks neither.
-
-    Raises:
-        RefusedContent: it is a TorchScript program.
-    """
-    try:
-        with zipfile.ZipFile(file) as archive:
-            infos = archive.infolist()
-            names = [info.filename for info in infos]
-            tops = {name.split("/", 1)[-1] for name in names}
-            if "constants.pkl" in tops or any(name.startswith("code/") for name in tops):
-                raise RefusedContent(path, "it is a TorchScript program, not a checkpoint. Load its state_dict where it was made and save that.")
-            wrong = _listing_findings(infos)
-            return wrong or _place_findings(file, archive, infos) or _crc_findings(file, infos)
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, struct.error, UnicodeError, ValueError, EOFError, OverflowError, OSError, NotImplementedError) as error:
-        return [f"its zip directory does not hold ({error})"]
-
-
-def _listing_findings(infos: list[zipfile.ZipInfo]) -> list[str]:
-    names = [info.filename for info in infos]
-    wrong = [f"record {name!r} is listed twice" for name in sorted({n for n in names if names.count(n) > 1})] if len(names) != len(set(names)) else []
-    wrong += [f"record {i.filename!r} is compressed or encrypted; torch writes neither" for i in infos if i.compress_type or i.flag_bits & 1]
-    wrong += [f"record {n!r} leads out of the archive" for n in names if n.startswith("/") or ".." in n.split("/") or "\\" in n]
-    if sum(1 for name in names if name.count("/") == 1 and name.endswith("/data.pkl")) != 1:
-        wrong.append("it has no data.pkl: no checkpoint of torch.save")
-    return wrong
-
-
-def _place_findings(file: IO[bytes], archive: zipfile.ZipFile, infos: list[zipfile.ZipInfo]) -> list[str]:
-    """Overlapping records and bytes that no record owns."""
-    at = 0
-    for info in sorted(infos, key=lambda i: i.header_offset):
-        file.seek(info.header_offset)
-        head = file.read(30)
-        if len(head) < 30 or head[:4] != b"PK\x03\x04":
-            return [f"record {info.filename!r} has no header where the directory says"]
-        name_size, extra_size = struct.unpack("<HH", head[26:30])
-        if file.read(name_size) != info.orig_filename.encode("utf-8"):
-            return [f"record {info.filename!r} is called otherwise in its own header"]
-        if not at <= info.header_offset <= at + _MAX_DESCRIPTOR:
-            return [f"record {info.filename!r} overlaps the one before it, or unlisted bytes lie between them"]
-        at = info.header_offset + 30 + name_size + extra_size + info.compress_size
-    if not at <= archive.start_dir <= at + _MAX_DESCRIPTOR:
-        return ["unlisted bytes lie before the zip directory, or records reach into it"]
-    return []
-
-
-def _crc_findings(file: IO[bytes], infos: list[zipfile.ZipInfo]) -> list[str]:
-    wrong = []
-    for info in infos:
-        file.seek(info.header_offset + 26)
-        name_size, extra_size = struct.unpack("<HH", file.read(4))
-        file.seek(name_size + extra_size, os.SEEK_CUR)
-        left, crc = info.file_size, 0
-        while left > 0 and (chunk := file.read(min(left, _CHUNK))):
-            crc = zlib.crc32(chunk, crc)
-            left -= len(chunk)
-        if left or crc != info.CRC:
-            wrong.append(f"record {info.filename} (its CRC-32 does not match)")
-    return wrong

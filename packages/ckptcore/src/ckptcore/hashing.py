@@ -6,8 +6,9 @@ import hashlib
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Generic, NamedTuple, Self, TypeVar
 
 CHUNK = 1 << 20
 """Bytes hashed at a time: a chunk that was just read is hashed while it still sits in the processor's cache."""
@@ -22,18 +23,37 @@ def cores() -> int:
 
 
 class Crew(Generic[Job, Result]):
-    """Threads that work through a list while their maker does something else."""
+    """Threads that work through a list, in its order, while their maker does something else.
 
-    def __init__(self, jobs: Iterable[Job], work: Callable[[Job], Result], helpers: int | None = None) -> None:
-        self._jobs = iter(enumerate(jobs))
+    Args:
+        jobs: what to do.
+        work: does one of them.
+        helpers: how many threads.
+    """
+
+    def __init__(self, jobs: Sequence[Job], work: Callable[[Job], Result], helpers: int) -> None:
+        self._jobs = jobs
         self._do = work
-        self._lock = threading.Lock()
+        self._next = 0
+        self._changed = threading.Condition()
         self._results: dict[int, Result] = {}
         self._error: BaseException | None = None
-        count = cores() - 1 if helpers is None else helpers
+        count = min(helpers, len(jobs))
         self._threads = [threading.Thread(target=self._work, name="ckptcore-hash", daemon=True) for _ in range(count)]
         for thread in self._threads:
             thread.start()
+
+    def result(self, index: int) -> Result:
+        """What came out of a job; waits for it.
+
+        Raises:
+            BaseException: whatever a job raised.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: index in self._results or self._error is not None)
+            if self._error is not None:
+                raise self._error
+            return self._results[index]
 
     def results(self) -> list[Result]:
         """Everything's results, in the order of the jobs; the calling thread helps with what is left.
@@ -42,23 +62,34 @@ class Crew(Generic[Job, Result]):
             BaseException: whatever a job raised.
         """
         self._work()
-        for thread in self._threads:
-            thread.join()
-        if self._error is not None:
-            raise self._error
-        return [self._results[index] for index in sorted(self._results)]
+        return [self.result(index) for index in range(len(self._jobs))]
 
     def _work(self) -> None:
-        try:
-            while self._error is None and (numbered := self._next()) is not None:
-                index, job = numbered
-                self._results[index] = self._do(job)
-        except BaseException as error:
-            self._error = error
+        while True:
+            with self._changed:
+                index = self._next
+                if self._error is not None or index >= len(self._jobs):
+                    return
+                self._next += 1
+            try:
+                result = self._do(self._jobs[index])
+            except BaseException as error:
+                with self._changed:
+                    self._error = error
+                    self._changed.notify_all()
+                return
+            with self._changed:
+                self._results[index] = result
+                self._changed.notify_all()
 
-    def _next(self) -> tuple[int, Job] | None:
-        with self._lock:
-            return next(self._jobs, None)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self._changed:
+            self._next = len(self._jobs)
+        for thread in self._threads:
+            thread.join()
 
 
 def buffer_digests(view: memoryview) -> tuple[int, str]:
@@ -72,27 +103,34 @@ def buffer_digests(view: memoryview) -> tuple[int, str]:
 
 
 class Stretch(NamedTuple):
-    """A part of an open file that must have a given SHA-256; read into ``into`` where that is given."""
+    """A part of an open file that must have a given SHA-256.
+
+    Attributes:
+        fd: the file.
+        at: the part's first byte.
+        size: its bytes.
+        digest: what it must hash to.
+        into: memory to read it into; scratch memory where None.
+        mapped: ``into`` is that part of the file already, mapped into memory.
+    """
 
     fd: int
     at: int
     size: int
     digest: str
     into: memoryview | None = None
+    mapped: bool = False
 
 
 def is_intact(stretch: Stretch) -> bool:
     """Whether a part of a file is what was written; what was read stands in its buffer afterwards."""
     sha = hashlib.sha256()
-    scratch = memoryview(bytearray(min(CHUNK, stretch.size))) if stretch.into is None else None
+    scratch = memoryview(bytearray(min(CHUNK, stretch.size))) if stretch.into is None else stretch.into
     done = 0
     while done < stretch.size:
-        if stretch.into is not None:
-            chunk = stretch.into[done : min(done + CHUNK, stretch.size)]
-        else:
-            assert scratch is not None
-            chunk = scratch[: min(CHUNK, stretch.size - done)]
-        count = os.preadv(stretch.fd, [chunk], stretch.at + done)
+        start = done if stretch.into is not None else 0
+        chunk = scratch[start : start + min(CHUNK, stretch.size - done)]
+        count = len(chunk) if stretch.mapped else os.preadv(stretch.fd, [chunk], stretch.at + done)
         if count == 0:
             return False
         sha.update(chunk[:count])
@@ -103,6 +141,7 @@ def is_intact(stretch: Stretch) -> bool:
 def intact(stretches: Sequence[Stretch]) -> list[bool]:
     """For each part of a file, whether it is what was written; the largest are begun first."""
     order = sorted(range(len(stretches)), key=lambda i: -stretches[i].size)
-    found = Crew([stretches[i] for i in order], is_intact).results()
+    with Crew([stretches[i] for i in order], is_intact, helpers=cores() - 1) as crew:
+        found = crew.results()
     by_index = dict(zip(order, found, strict=True))
     return [by_index[i] for i in range(len(stretches))]

@@ -18,32 +18,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ckptcore.container import ROOT
 from ckptcore.dtypes import numel
 from ckptcore.errors import UnsavableValue
 from ckptcore.pickled import TensorSpec
-from ckptcore.plain import Atom, TensorSlot, iter_slots, join_path
+from ckptcore.plain import MAX_DEPTH, Atom, TensorSlot, iter_slots, join_path
 
 FORMAT_VERSION = 1
 MARKER = "ckptcore_format"
 MAGIC = b"ckptcore"
 SEAL = struct.Struct("<8sIIQ32s8x")
-TABLE_RECORD = f"{ROOT}/ckptcore/tensors.json"
-SUMMARY_RECORD = f"{ROOT}/ckptcore/summary.json"
+TABLE_RECORD = "ckptcore/tensors.json"
+SUMMARY_RECORD = "ckptcore/summary.json"
 MAX_SUMMARY = 1 << 20
-MAX_TABLE = 64 << 20
+MAX_TABLE = 32 << 20
 _MAX_TEXT = 200
 _MAX_SCALARS = 200
 MODEL_KEYS = ("model_state_dict", "state_dict")
 
 
 class TensorEntry(NamedTuple):
-    """A row of the tensor table: a tensor's key path, type, shape, storage index and SHA-256."""
+    """A row of the tensor table: a tensor's key path, type, shape, storage and SHA-256."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    index: int
+    storage: int
     digest: str
 
     @property
@@ -63,7 +62,9 @@ class RecordEntry(NamedTuple):
 
 def canonical_json(value: object) -> bytes:
     """One spelling for one value: sorted keys, no spaces, ASCII, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii")
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    ).encode("ascii")
 
 
 def encode_number(value: float) -> float | int | str:
@@ -90,11 +91,13 @@ def jsonable(value: Any, path: tuple[Any, ...] = ()) -> Any:
     if isinstance(value, Atom):
         return list(value.value) if isinstance(value.value, tuple) else value.value
     what = "a tensor" if isinstance(value, TensorSlot) else type(value).__name__
-    raise UnsavableValue(join_path(("metadata", *path)), f"{what} has no place in the metadata; put it into the state.")
+    raise UnsavableValue(
+        join_path(("metadata", *path)), f"{what} has no place in the metadata; put it into the state."
+    )
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1 << 63 or value != value
+    return type(value) is float or (type(value) is int and abs(value) < 1 << 63)
 
 
 def derive_content(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,7 +110,9 @@ def derive_content(tree: Mapping[str, Any]) -> dict[str, Any]:
     metrics = tree.get("val_metrics")
     val_metrics = {}
     if isinstance(metrics, dict):
-        val_metrics = {str(k): encode_number(v) for k, v in metrics.items() if len(str(k)) <= _MAX_TEXT and _is_number(v)}
+        val_metrics = {
+            str(k): encode_number(v) for k, v in metrics.items() if len(str(k)) <= _MAX_TEXT and _is_number(v)
+        }
     texts = {k: v for k, v in tree.items() if type(v) is str and len(v) <= _MAX_TEXT >= len(k)}
     return {
         "scalars": dict(list(scalars.items())[:_MAX_SCALARS]),
@@ -126,17 +131,23 @@ def model_digest(entries: Sequence[TensorEntry]) -> str | None:
     for key in MODEL_KEYS:
         prefix = key + "/"
         rows = sorted(
-            [e.name[len(prefix) :], e.dtype, list(e.shape), e.digest] for e in entries if e.name.startswith(prefix)
+            [e.name[len(prefix) :], e.dtype, list(e.shape), e.digest]
+            for e in entries
+            if e.name.startswith(prefix)
         )
         if rows:
             return hashlib.sha256(b"\n".join(map(canonical_json, rows))).hexdigest()
     return None
 
 
-def tensor_entries(tree: Mapping[str, Any], specs: Mapping[int, TensorSpec], digests: Mapping[int, str]) -> list[TensorEntry]:
+def tensor_entries(
+    tree: Mapping[str, Any], specs: Mapping[int, TensorSpec], digests: Mapping[int, str]
+) -> list[TensorEntry]:
     """The tensor table of a tree, in the tree's order."""
     return [
-        TensorEntry(join_path(path), specs[slot.index].dtype, specs[slot.index].shape, slot.index, digests[slot.index])
+        TensorEntry(
+            join_path(path), specs[slot.index].dtype, specs[slot.index].shape, slot.index, digests[slot.index]
+        )
         for path, slot in iter_slots(tree)
     ]
 
@@ -145,7 +156,7 @@ def encode_table(tensors: Sequence[TensorEntry], records: Sequence[RecordEntry])
     """The bytes of the tensor table record."""
     return canonical_json(
         {
-            "tensors": [[e.name, e.dtype, list(e.shape), e.index, e.digest] for e in tensors],
+            "tensors": [[e.name, e.dtype, list(e.shape), e.storage, e.digest] for e in tensors],
             "records": [[r.name, r.size, f"{r.crc32:08x}", r.digest] for r in records],
         }
     )
@@ -159,11 +170,17 @@ def decode_table(data: bytes) -> tuple[list[TensorEntry], list[RecordEntry]]:
     """
     try:
         table = json.loads(data)
-        tensors = [TensorEntry(str(n), str(d), tuple(map(int, s)), int(i), str(h)) for n, d, s, i, h in table["tensors"]]
+        tensors = [
+            TensorEntry(str(n), str(d), tuple(map(int, s)), int(i), str(h))
+            for n, d, s, i, h in table["tensors"]
+        ]
         records = [RecordEntry(str(n), int(s), int(c, 16), str(h)) for n, s, c, h in table["records"]]
     except (KeyError, TypeError, RecursionError, OverflowError) as error:
         raise ValueError(f"the tensor table has another form ({type(error).__name__})") from error
-    if any(r.size < 0 or r.size >= 1 << 62 or not 0 <= r.crc32 <= 0xFFFFFFFF or not r.name.isascii() for r in records):
+    if any(
+        r.size < 0 or r.size >= 1 << 62 or not 0 <= r.crc32 <= 0xFFFFFFFF or not r.name.isascii()
+        for r in records
+    ):
         raise ValueError("the tensor table has an impossible record")
     return tensors, records
 
@@ -260,7 +277,7 @@ class Header:
 def _floatable(value: object) -> bool:
     if isinstance(value, str):
         return value in ("nan", "inf", "-inf")
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return type(value) is float or (type(value) is int and abs(value) < 1 << 1000)
 
 
 def summary_bytes(
@@ -291,7 +308,10 @@ def summary_bytes(
         }
     )
     if len(summary) > MAX_SUMMARY:
-        raise UnsavableValue("metadata", f"the summary has {len(summary):,} bytes; at most {MAX_SUMMARY:,}. Put it into the state.")
+        raise UnsavableValue(
+            "metadata",
+            f"the summary has {len(summary):,} bytes; at most {MAX_SUMMARY:,}. Put it into the state.",
+        )
     return summary
 
 
@@ -300,9 +320,21 @@ def tensor_counts(tensors: Sequence[TensorEntry]) -> tuple[int, int, int]:
     model_prefixes = tuple(key + "/" for key in MODEL_KEYS)
     return (
         len(tensors),
-        sum({e.index: e.nbytes for e in tensors}.values()),
+        sum({e.storage: e.nbytes for e in tensors}.values()),
         sum(numel(e.shape) for e in tensors if e.name.startswith(model_prefixes)),
     )
+
+
+def summary_format(summary: bytes) -> object:
+    """The format version that the JSON of a summary names.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    try:
+        return json.loads(summary)["format"]
+    except (KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"the summary has another form ({type(error).__name__})") from error
 
 
 def decode_summary(sealed: bytes, path: Path, file_size: int) -> Header:
@@ -318,12 +350,16 @@ def decode_summary(sealed: bytes, path: Path, file_size: int) -> Header:
     """
     try:
         found = json.loads(sealed[: -SEAL.size])
-        if found["format"] != FORMAT_VERSION:
+        if type(found["format"]) is not int or found["format"] != FORMAT_VERSION:
             raise ValueError(f"format version {found['format']}, this ckptcore reads up to {FORMAT_VERSION}")
-        content, metadata, counts, table = found["content"], found["metadata"], found["tensors"], found["table"]
-        if not all(isinstance(part, dict) for part in (content, metadata, *(content[k] for k in ("scalars", "texts", "val_metrics")))):
-            raise TypeError("a part is no object")
-        size, at = int(table["size"]), int(table["at"])
+        content, metadata, counts, table = (
+            found["content"],
+            found["metadata"],
+            found["tensors"],
+            found["table"],
+        )
+        _check_summary(found)
+        size, at = table["size"], table["at"]
         if not 0 <= size <= MAX_TABLE or not 0 <= at <= file_size - size:
             raise ValueError(f"a tensor table of {size} bytes at byte {at}")
         return Header(
@@ -334,16 +370,43 @@ def decode_summary(sealed: bytes, path: Path, file_size: int) -> Header:
             metadata=metadata,
             model_digest=found["model_digest"],
             file_size=file_size,
-            created=str(found["created"]),
-            tensor_count=int(counts["count"]),
-            tensor_bytes=int(counts["bytes"]),
-            parameters=int(counts["parameters"]),
-            writer=str(found["writer"]),
-            table_at=(at, size, str(table["sha256"])),
+            created=found["created"],
+            tensor_count=counts["count"],
+            tensor_bytes=counts["bytes"],
+            parameters=counts["parameters"],
+            writer=found["writer"],
+            table_at=(at, size, table["sha256"]),
             sealed=sealed,
         )
     except (KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError(f"the summary has another form ({type(error).__name__})") from error
+
+
+def _check_summary(found: Mapping[str, Any]) -> None:
+    content, counts, table = found["content"], found["tensors"], found["table"]
+    numbers = (*content["scalars"].values(), *content["val_metrics"].values())
+    texts = (*content["texts"].values(), *content["keys"], found["created"], found["writer"], table["sha256"])
+    whole = (counts["count"], counts["bytes"], counts["parameters"], table["at"], table["size"])
+    right = (
+        set(content) == {"scalars", "texts", "val_metrics", "keys"}
+        and all(_is_number(n) or n in ("nan", "inf", "-inf") for n in numbers)
+        and all(type(text) is str for text in texts)
+        and all(type(n) is int for n in whole)
+        and type(content["keys"]) is list
+        and type(found["metadata"]) is dict
+        and type(found["model_digest"]) in (str, type(None))
+    )
+    if not right or _json_depth(found["metadata"]) > MAX_DEPTH + 1:
+        raise TypeError("a part has another type")
+
+
+def _json_depth(value: Any) -> int:
+    """How deep lists and objects lie in each other, counted without recursion."""
+    depth, level = 0, [value]
+    while level := [item for item in level if type(item) in (dict, list)]:
+        depth += 1
+        level = [inside for item in level for inside in (item.values() if type(item) is dict else item)]
+    return depth
 
 
 def read_exactly(fd: int, size: int, at: int) -> bytes:

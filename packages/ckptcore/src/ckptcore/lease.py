@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import sys
@@ -10,8 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ckptcore import durable
-from ckptcore.errors import FolderBusy
+from ckptcore.errors import DiskFull, FolderBusy
 from ckptcore.folder import MAX_BYTES, hidden
+
+_log = logging.getLogger(__name__)
 
 
 class Lease:
@@ -21,7 +24,7 @@ class Lease:
         self._directory = directory
         self._lock_file = hidden(directory) / "writer.lock"
         self._note = hidden(directory) / "writer.json"
-        self._held = False
+        self._held_by: int | None = None
 
     def acquire(self, wait_seconds: float = 0.0) -> None:
         """Take the folder.
@@ -41,8 +44,15 @@ class Lease:
             self._lock.acquire()
         except Timeout as error:
             raise FolderBusy(self._directory, self.holder()) from error
-        self._held = True
-        durable.write_text(self._note, json.dumps(_me(), indent=2) + "\n")
+        self._held_by = os.getpid()
+        try:
+            durable.write_text(self._note, json.dumps(_me(), indent=2) + "\n")
+        except DiskFull as error:
+            # The lock is what counts; who has no room for the note may still read, resume and free some.
+            _log.warning("who holds %s is not noted: %s", self._directory, error)
+        except BaseException:
+            self.release()
+            raise
 
     def holder(self) -> dict[str, object]:
         """What the note says of the writer; empty when there is none or it cannot be read."""
@@ -55,10 +65,11 @@ class Lease:
 
     def release(self) -> None:
         """Give the folder back; harmless when it is not held."""
-        if self._held:
-            durable.remove(self._note)
+        # A forked child has a copy of this object, and no right to end what its parent holds.
+        if self._held_by == os.getpid():
+            self._held_by = None
+            durable.remove_quietly(self._note)
             self._lock.release()
-            self._held = False
 
 
 def _me() -> dict[str, object]:

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import logging
+import operator
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from ckptcore import durable, folder, layouts, resume, rotation
+from ckptcore.announce import saved_lines
+from ckptcore.background import Writer
 from ckptcore.catalogue import Catalogue
-from ckptcore.errors import DiskFull, UsageError
+from ckptcore.errors import CheckpointError, DiskFull, UsageError
+from ckptcore.history import write_history
+from ckptcore.jobs import Job, Packer
 from ckptcore.layouts.layout import Layout, Moment
 from ckptcore.lease import Lease
-from ckptcore.load import Checkpoint, load
-from ckptcore.plain import is_finite_number
-from ckptcore.rules import KeepRule, Past, Progress, SaveRule, improves, metrics_watched
-from ckptcore.save import Encoded, encode, write
+from ckptcore.loading import Checkpoint, load
+from ckptcore.record import RunRecord
+from ckptcore.rules import AtFractions, KeepRule, Progress, SaveRule
 from ckptcore.signals import SignalFlag, TrainingInterrupted
-from ckptcore.writer import Writer
+from ckptcore.writing import write
 
 _log = logging.getLogger(__name__)
-_HEAVY = ("optimizer_state_dict", "scheduler_state_dict", "scaler_state_dict", "rng_state", "loader_state")
 State = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
 
 
@@ -41,14 +43,6 @@ class Saved:
 
     names: Mapping[str, str]
     stall_seconds: float
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One file to write: what goes in, and the names it gets."""
-
-    encoded: Encoded
-    names: tuple[str, ...]
 
 
 class CheckpointManager:
@@ -88,23 +82,20 @@ class CheckpointManager:
         self.directory = Path(directory) if directory else None
         self.run_key = run_key
         self.total_epochs = total_epochs
-        self.history: dict[str, list[float]] = {}
         self._given_key = run_key
         self._parent: dict[str, Any] | None = None
-        self._opened = time.monotonic()
-        self._past: dict[str, Past] = {}
-        self._best: dict[str, float] = {}
-        self._best_epoch: int | None = None
-        self._stages: list[str] = []
-        self._cleared = False
+        self._record = RunRecord(self.layout)
+        self._claimed = False
+        self._closed = False
         self._last: tuple[State, Progress] | None = None
         self._failed: DiskFull | None = None
         self._writer = Writer(asynchronous)
-        self._buffers: Any = None
+        self._packer = Packer(self.layout, copies=asynchronous)
         self._flag = SignalFlag()
         self._lease: Lease | None = None
-        self._metrics_watched = metrics_watched(self.layout.save)
-        if self.directory is not None:
+        if self.directory is None:
+            _log.info("no checkpoints will be saved: no folder was given")
+        else:
             self._open(self.directory, wait_seconds, handle_signals)
 
     def _open(self, directory: Path, wait_seconds: float, handle_signals: bool) -> None:
@@ -112,11 +103,23 @@ class CheckpointManager:
         durable.require_writable(directory)
         self._lease = Lease(directory)
         self._lease.acquire(wait_seconds)
-        durable.sweep(directory)
-        folder.write_policy(directory, self.layout)
-        _log.info("checkpoints will be saved to %s", directory)
+        try:
+            folder.sweep(directory)
+            folder.write_policy(directory, self.layout)
+            rotation.drop_former_bests(directory, self.layout)
+            if self.run_key is not None:
+                self._record.read(Catalogue.scan(directory).of_run(self.run_key))
+        except BaseException:
+            self._lease.release()
+            raise
+        _log.info("checkpoints will be saved to: %s", directory)
         if handle_signals:
             self._flag.install()
+
+    @property
+    def history(self) -> dict[str, list[float]]:
+        """What was measured in every finished epoch, by metric; at resume that of the checkpoint."""
+        return self._record.history
 
     @property
     def stop_requested(self) -> bool:
@@ -158,27 +161,36 @@ class CheckpointManager:
             TrainingInterrupted: after saving, when a signal came.
             Exception: what the writer thread met since the last call.
         """
+        if self._closed:
+            raise UsageError(
+                "this manager was closed and its folder given back. Open a new one to save again."
+            )
         self._writer.raise_error()
         progress = self._progress(epoch, metrics, global_step, epoch_end, stage, stage_end, final)
-        self._remember(progress)
+        self._record.measure(progress)
         self._last = (state, progress)
         if self.directory is None:
-            self._leave_on_signal()
             return None
-        roles = {"latest"} & set(self.layout.templates) if reason else self._due(progress)
+        roles = self._roles(progress, reason)
         saved = self._save(state, progress, roles, reason, metadata or {}) if roles else None
-        if final or progress.signal or reason:
+        if progress.final or progress.signal or reason:
             self.wait()
-            if final and self._failed is not None:
-                raise self._failed
-        self._leave_on_signal()
+        if progress.final:
+            self._raise_failure()
+        # A signal that came within this call may have come too late for it to save: the next one does.
+        if progress.signal and self._flag.received is not None:
+            self._shut()
+            raise TrainingInterrupted(self._flag.received)
         return saved
 
-    def _leave_on_signal(self) -> None:
-        number = self._flag.received
-        if number is not None:
-            self.close()
-            raise TrainingInterrupted(number)
+    def _roles(self, progress: Progress, reason: str | None) -> set[str]:
+        latest = {"latest"} & set(self.layout.templates)
+        if reason:
+            return latest
+        if progress.exception:
+            # Only what is meant for it: nobody knows how whole that state is, so it must not replace the latest.
+            return self._record.due(progress) - self._record.due(replace(progress, exception=False))
+        return self._record.due(progress) | (latest if progress.signal else set())
 
     def _progress(
         self,
@@ -191,81 +203,67 @@ class CheckpointManager:
         final: bool,
     ) -> Progress:
         numbers = {name: _number(name, value) for name, value in (metrics or {}).items()}
-        if epoch < 0:
-            raise UsageError(f"expected the index of an epoch, from 0, got {epoch}.")
+        epoch = _count("the index of an epoch, from 0", epoch)
+        if global_step is None:
+            step = epoch + 1 if epoch_end else epoch
+        else:
+            step = _count("the optimizer steps taken", global_step)
         last = self.total_epochs is not None and epoch_end and epoch + 1 >= self.total_epochs
         return Progress(
             epoch=epoch,
             epoch_end=epoch_end,
-            global_step=epoch + 1 if global_step is None and epoch_end else global_step or epoch,
+            global_step=step,
             total_epochs=self.total_epochs,
             metrics=numbers,
-            seconds=time.monotonic() - self._opened,
+            seconds=self._record.seconds,
             stage=stage,
             stage_end=stage_end,
             final=final or last,
             signal=self.stop_requested,
         )
 
-    def _remember(self, progress: Progress) -> None:
-        """Append to the history what a finished epoch measured; an epoch that is run again replaces what was there."""
-        if not progress.epoch_end:
-            return
-        for name, value in progress.metrics.items():
-            values = self.history.setdefault(name, [])
-            del values[progress.epoch :]
-            values.extend([float("nan")] * (progress.epoch - len(values)))
-            values.append(value)
-
-    def _due(self, progress: Progress) -> set[str]:
-        past = {role: replace(self._past.get(role, Past()), best=self._best) for role in self.layout.templates}
-        return {rule.role for rule in self.layout.save if rule.due(progress, past[rule.role])}
-
     def _save(
-        self, state: State, progress: Progress, roles: set[str], reason: str | None, metadata: Mapping[str, Any]
+        self,
+        state: State,
+        progress: Progress,
+        roles: set[str],
+        reason: str | None,
+        metadata: Mapping[str, Any],
     ) -> Saved:
         assert self.directory is not None
         began = time.perf_counter()
         self.wait()
-        self._writer.raise_error()
-        if not self._cleared:
-            self._claim_folder()
-        if progress.stage is not None and progress.stage not in self._stages:
-            self._stages.append(progress.stage)
-        moment = self._moment(progress, roles)
+        if self._failed is not None:
+            # What was taken for saved is not: the rules are asked again.
+            roles = roles | self._roles(progress, reason)
+        if not self._claimed:
+            self._claim_folder(progress)
+        moment = self._record.moment(progress)
         names = {role: self.layout.file_name(role, moment) for role in self.layout.templates if role in roles}
         made = dict(state() if callable(state) else state)
-        jobs = self._jobs(made, moment, names, self._metadata(moment, reason, metadata))
-        self._note(progress, roles, moment)
-        self._writer.submit(lambda: self._write(jobs, names, final=progress.final))
+        jobs = self._packer.pack(made, moment, names, self._metadata(moment, reason, metadata))
+        self._record.note(moment, roles)
+        self._writer.submit(lambda: self._write(jobs, names, moment))
         return Saved(names, time.perf_counter() - began)
 
-    def _claim_folder(self) -> None:
+    def _claim_folder(self, progress: Progress) -> None:
+        """Before the first file is written: what is no part of this run's past goes out of the way."""
         assert self.directory is not None
         if self.run_key is None:
             self.run_key = secrets.token_hex(8)
+        if self.total_epochs is None and any(
+            isinstance(p, AtFractions) for r in self.layout.save for p in r.parts()
+        ):
+            _log.warning(
+                "the layout %s saves at percentages of the run; give total_epochs.", self.layout.name
+            )
         resume.move_other_runs(self.directory, self.layout, self.run_key)
-        self._cleared = True
-
-    def _moment(self, progress: Progress, roles: set[str]) -> Moment:
-        best, best_epoch = dict(self._best), self._best_epoch
-        for metric, mode in self._metrics_watched.items():
-            value = progress.metrics.get(metric)
-            if value is not None and is_finite_number(value) and improves(value, best.get(metric), mode):
-                best[metric] = value
-                best_epoch = progress.epochs_finished if metric == self.layout.metric else best_epoch
-        return Moment(
-            progress=progress,
-            history={name: list(values) for name, values in self.history.items()},
-            best=best,
-            best_epoch=best_epoch,
-            monitor=self.layout.metric,
-            stage_number=self._stages.index(progress.stage) + 1 if progress.stage in self._stages else 0,
-            timestamp=datetime.now(UTC).isoformat(),
-        )
+        resume.move_abandoned(self.directory, self.layout, self.run_key, progress)
+        self._claimed = True
 
     def _metadata(self, moment: Moment, reason: str | None, more: Mapping[str, Any]) -> dict[str, Any]:
         progress = moment.progress
+        self._record.sequence += 1
         found: dict[str, Any] = {
             **more,
             "run_key": self.run_key,
@@ -273,94 +271,67 @@ class CheckpointManager:
             "epoch_counts": self.layout.epoch_counts,
             "epochs_finished": progress.epochs_finished,
             "global_step": progress.global_step,
+            "sequence": self._record.sequence,
             "metrics": dict(progress.metrics),
             "best": {"values": dict(moment.best), "epochs_finished": moment.best_epoch},
             "total_epochs": progress.total_epochs,
-            "stages": list(self._stages),
+            "stages": list(self._record.stages),
             "parent": self._parent,
         }
         why = reason or ("signal" if progress.signal else "exception" if progress.exception else None)
         return found | ({"reason": why} if why else {})
 
-    def _jobs(
-        self, state: dict[str, Any], moment: Moment, names: Mapping[str, str], metadata: dict[str, Any]
-    ) -> list[_Job]:
-        """The files to write, their tensors copied away from the loop where the writer is asynchronous."""
-        finished = moment.progress.epochs_finished
-        # A loop that saves itself under another convention would contradict the header; the manager knows.
-        state["epoch"] = finished if self.layout.epoch_counts == "finished" else finished - 1
-        state.setdefault("global_step", moment.progress.global_step)
-        state.setdefault("timestamp", moment.timestamp)
-        state.setdefault("history", dict(moment.history))
-        whole = self.layout.complete(state, moment)
-        slim_roles = [role for role in names if role in self.layout.weights_only]
-        full_roles = [role for role in names if role not in self.layout.weights_only]
-        full = encode(whole, metadata | {"roles": full_roles})
-        if self._writer.asynchronous:
-            full = replace(full, tensors=self._copied(full))
-        jobs = [_Job(full, tuple(dict.fromkeys(names[role] for role in full_roles)))] if full_roles else []
-        if slim_roles:
-            slim = replace(full, tree=_without(full.tree, _HEAVY), metadata=full.metadata | {"roles": slim_roles})
-            jobs.append(_Job(slim.compacted(), tuple(dict.fromkeys(names[role] for role in slim_roles))))
-        return jobs
-
-    def _copied(self, encoded: Encoded) -> list[Any]:
-        from ckptcore.snapshot import SnapshotBuffers
-
-        if self._buffers is None:
-            self._buffers = SnapshotBuffers()
-        return list(self._buffers.copy(encoded.tensors))
-
-    def _note(self, progress: Progress, roles: set[str], moment: Moment) -> None:
-        for role in roles:
-            self._past[role] = Past(progress.epochs_finished, progress.global_step, progress.seconds)
-        if "best" in roles:
-            self._best, self._best_epoch = dict(moment.best), moment.best_epoch
-
-    def _write(self, jobs: Sequence[_Job], names: Mapping[str, str], final: bool) -> None:
+    def _write(self, jobs: Sequence[Job], names: Mapping[str, str], moment: Moment) -> None:
         """Write, name and rotate; runs in the writer thread."""
         assert self.directory is not None and self.run_key is not None
         try:
             for job in jobs:
-                target = self.directory / job.names[0]
-                with durable.staged(target, job.encoded.nbytes) as (fd, temporary):
+                targets = [self.directory / name for name in job.names]
+                with durable.staged(targets[0], job.encoded.nbytes) as (fd, temporary):
                     write(fd, job.encoded)
-                durable.publish(temporary, [self.directory / name for name in job.names])
+                resume.make_way(self.directory, self.run_key, job.names)
+                durable.publish(temporary, targets)
         except DiskFull as error:
             self._failed = error
             _log.error("%s Training goes on; the next save tries again.", error)
-            self._forget(names)
+            self._read_record()
             return
+        except BaseException:
+            self._read_record()
+            raise
         self._failed = None
-        for role, name in names.items():
-            _log.info("saved %s: %s", role, name)
-        rotation.rotate(self.directory, self.layout, self.run_key, spare=names.values())
+        for level, line in saved_lines(self.directory, self.layout, names, moment):
+            _log.log(level, line)
+        self._rotate(spare=names.values())
+        self._write_history(moment)
 
-    def _forget(self, names: Mapping[str, str]) -> None:
+    def _read_record(self) -> None:
         """After a save that failed: what is on disk is what counts again."""
-        for role in names:
-            self._past.pop(role, None)
-        self._read_past()
-
-    def _read_past(self, until: Checkpoint | None = None) -> None:
-        """Rebuild from disk what was saved when, up to the point that is resumed from."""
         assert self.directory is not None and self.run_key is not None
-        files = Catalogue.scan(self.directory).of_run(self.run_key)
-        if until is not None:
-            limit = (until.header.epochs_finished or 0, until.header.global_step or 0)
-            files = [f for f in files if f.order[:2] <= limit]
-        self._best = rotation.best_values(files, self.layout)
-        for file in files:
-            header = file.header
-            assert header is not None
-            age = time.time() - file.modified / 1e9
-            for role in self.layout.roles_of(file.name):
-                self._past[role] = Past(
-                    header.epochs_finished, header.global_step, time.monotonic() - self._opened - age
-                )
-            best = header.metadata.get("best")
-            if isinstance(best, dict) and "best" in self.layout.roles_of(file.name):
-                self._best_epoch = header.epochs_finished
+        self._record.read(Catalogue.scan(self.directory).of_run(self.run_key))
+
+    def _rotate(self, spare: Iterable[str]) -> None:
+        assert self.directory is not None and self.run_key is not None
+        catalogue = Catalogue.scan(self.directory)
+        try:
+            gone = rotation.rotate(
+                self.directory, self.layout, self.run_key, spare=spare, catalogue=catalogue
+            )
+        except (CheckpointError, OSError) as error:
+            # The checkpoint is safe; files too many are no reason to end a training.
+            _log.error("nothing was rotated away: %s", error)
+            return
+        # Somebody may have deleted or put back a file: a new best must beat what is there now.
+        self._record.read_best([f for f in catalogue.of_run(self.run_key) if f.name not in gone])
+
+    def _write_history(self, moment: Moment) -> None:
+        if self.directory is None or self.layout.history_file is None:
+            return
+        try:
+            write_history(self.directory / self.layout.history_file, moment.history)
+        except DiskFull as error:
+            # The checkpoint of this moment is safe and holds the same lists.
+            _log.error("%s The history is written again with the next save.", error)
 
     def resume(self, source: str | os.PathLike[str] = "auto", map_location: Any = "cpu") -> Checkpoint | None:
         """Find and load the checkpoint to go on from.
@@ -374,8 +345,11 @@ class CheckpointManager:
         """
         if self.directory is None or str(source) == "none":
             return None
+        self.wait()
         if str(source) == "auto":
             found = resume.newest(self.directory, self.layout, self._given_key, map_location)
+            if found is not None and found.header.run_key is not None:
+                resume.finish(found, self.layout)
         else:
             found = load(source, map_location)
         if found is not None:
@@ -390,52 +364,92 @@ class CheckpointManager:
             self.run_key = header.run_key
         else:
             self.run_key = self._given_key or secrets.token_hex(8)
-            self._parent = {"run_key": header.run_key, "model_digest": header.model_digest, "file": header.path.name}
-        history = found.get("history")
-        if isinstance(history, Mapping):
-            self.history = {str(k): list(v) for k, v in history.items() if isinstance(v, list)}
-        stages = header.metadata.get("stages")
-        self._stages = [str(stage) for stage in stages] if isinstance(stages, list) else []
-        self._read_past(until=found)
+            self._parent = {
+                "run_key": header.run_key,
+                "model_digest": header.model_digest,
+                "file": header.path.name,
+            }
+        self._record.restore(found)
+        self._record.read(Catalogue.scan(self.directory).of_run(self.run_key), until=found)
+        self._claimed = False
         _log.info("resuming from %s (%s epochs finished)", header.path.name, header.epochs_finished)
 
     def wait(self) -> None:
-        """Wait until the save in flight is durable."""
+        """Wait until the save in flight is durable.
+
+        Raises:
+            Exception: what the writer thread met; a full disk is none, the next save tries again.
+        """
         self._writer.wait()
+        self._writer.raise_error()
 
     def close(self) -> None:
         """Wait for the save in flight and give the folder back.
 
         Raises:
             Exception: what the writer thread met.
+            DiskFull: the last save failed, and none can follow now.
         """
+        self._shut()
+        self._raise_failure()
+
+    def _shut(self) -> None:
+        self._closed = True
         try:
             self.wait()
         finally:
             self._flag.restore()
             if self._lease is not None:
                 self._lease.release()
-        self._writer.raise_error()
+
+    def _raise_failure(self) -> None:
+        failure, self._failed = self._failed, None
+        if failure is not None:
+            raise failure
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is not None and not isinstance(error, TrainingInterrupted) and self._last is not None:
-            self._save_on_exception()
-        self.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+            return
+        for last_step in (self._save_on_exception, self.close):
+            try:
+                last_step()
+            except Exception:
+                # The first exception is the one to be seen; what follows from it must not take its place.
+                _log.exception("after %s, the state could not be saved", type(error).__name__)
 
     def _save_on_exception(self) -> None:
-        assert self._last is not None
+        if self._last is None or self.directory is None or self._closed:
+            return
         state, last = self._last
-        progress = replace(last, epoch_end=False, epoch=last.epochs_finished, exception=True, final=False, metrics={})
-        roles = self._due(progress) if self.directory is not None else set()
-        if roles and callable(state):
-            try:
+        # A state that was given, not made on demand, is of the last step: the loop may have changed half of it since.
+        if callable(state):
+            progress = replace(
+                last,
+                epoch_end=False,
+                epoch=last.epochs_finished,
+                exception=True,
+                final=False,
+                signal=False,
+                metrics={},
+            )
+            if roles := self._roles(progress, None):
                 self._save(state, progress, roles, None, {})
-            except Exception:
-                # The first exception is the one to be seen; this one must not take its place.
-                _log.exception("the state at the exception could not be saved")
+
+
+def _count(what: str, value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise UsageError(f"expected {what}, a whole number, got {value!r}.") from error
+    if number < 0:
+        raise UsageError(f"expected {what}, got {number}.")
+    return number
 
 
 def _number(name: str, value: Any) -> float:
@@ -443,7 +457,3 @@ def _number(name: str, value: Any) -> float:
         return float(value)
     except (TypeError, ValueError) as error:
         raise UsageError(f"metric {name!r}: expected a number, got {type(value).__name__}.") from error
-
-
-def _without(tree: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    return {key: value for key, value in tree.items() if key not in keys}

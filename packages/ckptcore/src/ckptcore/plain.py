@@ -19,6 +19,7 @@ from datetime import date, datetime, time, timedelta
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from ckptcore.dtypes import ITEM_SIZE
 from ckptcore.errors import UnsavableValue
 
 if TYPE_CHECKING:
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 
 MAX_DEPTH = 64
 """Nesting beyond this is refused on both sides: no real training state comes near, an attack does."""
+
+MAX_VALUES = 1_000_000
+"""Values in one state at most. Nested references to one list can stand for 2**64 values in a few hundred bytes."""
+
+MAX_TUPLE_KEYS = 10_000
+"""Dict keys in one state at most that are tuples; see `is_quick_key`."""
 
 MAX_INT_BITS = 2032
 """The longest integer that one pickle LONG1 opcode holds; torch's restricted unpickler knows no longer one."""
@@ -56,9 +63,15 @@ class _Flattener:
 
     def __init__(self) -> None:
         self.tensors: list[torch.Tensor] = []
+        self._values = self._tuple_keys = 0
         self._seen: dict[tuple[object, ...], int] = {}
 
     def convert(self, value: Any, path: tuple[Any, ...]) -> Any:
+        self._values += 1
+        if self._values > MAX_VALUES:
+            raise UnsavableValue(
+                join_path(path), f"more than {MAX_VALUES:,} values. Store long lists as tensors."
+            )
         if len(path) > MAX_DEPTH:
             raise UnsavableValue(
                 join_path(path[:8]) + "/...",
@@ -70,12 +83,21 @@ class _Flattener:
         if kind is int:
             return self._integer(value, path)
         if kind is dict:
-            return {self._key(k, path): self.convert(v, (*path, k)) for k, v in value.items()}
+            return self._dict(value, path)
         if kind is list:
             return [self.convert(item, (*path, i)) for i, item in enumerate(value)]
         if kind is tuple:
             return tuple(self.convert(item, (*path, i)) for i, item in enumerate(value))
         return self._other(value, path)
+
+    def _dict(self, value: Mapping[Any, Any], path: tuple[Any, ...]) -> dict[Any, Any]:
+        found = {self._key(key, path): self.convert(item, (*path, key)) for key, item in value.items()}
+        if len(found) != len(value):
+            raise UnsavableValue(
+                join_path(path),
+                "two of its keys become the same plain value (a path or enum and its text, say). Rename one.",
+            )
+        return found
 
     def _other(self, value: Any, path: tuple[Any, ...]) -> Any:
         torch = sys.modules.get("torch")
@@ -89,12 +111,12 @@ class _Flattener:
             if isinstance(value, torch.device):
                 return Atom("device", str(value))
         if isinstance(value, OrderedDict):
-            copy = OrderedDict((self._key(k, path), self.convert(v, (*path, k))) for k, v in value.items())
+            copy = OrderedDict(self._dict(value, path))
             # nn.Module.state_dict keeps the versions of its layers in this attribute; without it old batch
             # norms load wrongly.
             metadata = getattr(value, "_metadata", None)
             if metadata is not None:
-                copy._metadata = self.convert(metadata, (*path, "_metadata"))  # type: ignore[attr-defined]
+                copy._metadata = self._attributes(metadata, (*path, "_metadata"))  # type: ignore[attr-defined]
             return copy
         if isinstance(value, enum.Enum):
             return self.convert(value.value, path)
@@ -143,23 +165,44 @@ class _Flattener:
             return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return None
 
+    def _attributes(self, metadata: Any, path: tuple[Any, ...]) -> Any:
+        plain = self.convert(metadata, path)
+        inside = next(iter_slots(plain), None)
+        if inside is not None:
+            raise UnsavableValue(
+                join_path((*path, *inside[0])), "a tensor among the attributes of a state dict."
+            )
+        return plain
+
     def _integer(self, value: int, path: tuple[Any, ...]) -> int:
         if value.bit_length() > MAX_INT_BITS:
-            raise UnsavableValue(join_path(path), f"an integer of {value.bit_length()} bits; at most {MAX_INT_BITS} fit.")
+            raise UnsavableValue(
+                join_path(path), f"an integer of {value.bit_length()} bits; at most {MAX_INT_BITS} fit."
+            )
         return value
 
     def _key(self, key: Any, path: tuple[Any, ...]) -> Any:
         plain = self.convert(key, (*path, "<key>")) if type(key) is not str else key
-        if isinstance(plain, (str, int, float, bool, type(None), tuple)) and not _holds_tensor(plain):
+        self._tuple_keys += isinstance(plain, tuple)
+        if self._tuple_keys > MAX_TUPLE_KEYS:
+            raise UnsavableValue(
+                join_path(path), f"more than {MAX_TUPLE_KEYS:,} dict keys that are tuples. Use text."
+            )
+        if is_quick_key(plain):
             return plain
         raise UnsavableValue(
-            join_path(path), f"a dict key of type {type(key).__name__}; expected text, a number or a tuple of these."
+            join_path(path),
+            f"a dict key of type {type(key).__name__}; expected text, a number below 2**60 or a tuple of these.",
         )
 
     def _set(self, value: set[Any] | frozenset[Any], path: tuple[Any, ...]) -> set[Any]:
-        items = {self.convert(item, (*path, "<item>")) for item in value}
-        if any(not isinstance(item, (str, int, float, bool, type(None))) for item in items):
-            raise UnsavableValue(join_path(path), "a set may hold text and numbers only. Store a list instead.")
+        listed = [self.convert(item, (*path, "<item>")) for item in value]
+        items = set(listed) if all(is_quick_key(item) for item in listed) else set()
+        if len(items) != len(value) or any(isinstance(item, tuple) for item in items):
+            raise UnsavableValue(
+                join_path(path),
+                "a set may hold distinct text and numbers below 2**60 only. Store a list instead.",
+            )
         return items
 
     def _numpy(self, value: Any, path: tuple[Any, ...]) -> Any:
@@ -169,11 +212,19 @@ class _Flattener:
         if isinstance(value, numpy.generic):
             plain = value.item()
             if isinstance(plain, numpy.generic):
-                raise UnsavableValue(join_path(path), f"NumPy scalar of type {value.dtype} has no plain equal.")
+                raise UnsavableValue(
+                    join_path(path), f"NumPy scalar of type {value.dtype} has no plain equal."
+                )
             return self.convert(plain, path)
+        if isinstance(value, numpy.ma.MaskedArray):
+            raise UnsavableValue(
+                join_path(path), "a masked array would lose its mask. Store its data and its mask."
+            )
         try:
-            return self._tensor(torch.from_numpy(numpy.ascontiguousarray(value)), path)
-        except TypeError as error:
+            # A copy: torch shares memory only with arrays that are writable, aligned and of the machine's byte order.
+            copy = numpy.array(value, dtype=value.dtype.newbyteorder("="), order="C")
+            return self._tensor(torch.from_numpy(copy), path)
+        except (TypeError, ValueError) as error:
             raise UnsavableValue(join_path(path), f"NumPy array of type {value.dtype}: {error}") from error
 
     def _tensor(self, value: torch.Tensor, path: tuple[Any, ...]) -> TensorSlot:
@@ -186,9 +237,8 @@ class _Flattener:
         if type(plain) is not torch.Tensor:
             plain = plain.as_subclass(torch.Tensor)
         # Tied weights and exact aliases are stored once; other overlapping views get bytes of their own.
-        identity: tuple[object, ...] = (plain.device, plain.dtype, plain.data_ptr(), plain.shape, plain.stride(), plain.is_conj())
-        if plain.numel() == 0:
-            identity = ("empty", len(self.tensors))
+        distinct = plain.numel() == 0 or not _address(plain)
+        identity = ("distinct", len(self.tensors)) if distinct else _identity(plain)
         index = self._seen.get(identity)
         if index is None:
             index = self._seen[identity] = len(self.tensors)
@@ -196,8 +246,17 @@ class _Flattener:
         return TensorSlot(index)
 
 
-def _holds_tensor(value: Any) -> bool:
-    return isinstance(value, TensorSlot) or (isinstance(value, tuple) and any(_holds_tensor(item) for item in value))
+def is_quick_key(key: object, depth: int = 0) -> bool:
+    """Whether a value may be a dict key in a file.
+
+    Integers past 2**61 are left out because a file could choose a million of them with one hash; then filling
+    the dict takes hours. Tuples have the same weakness, so they are counted instead.
+    """
+    if isinstance(key, tuple):
+        return depth < MAX_DEPTH and all(is_quick_key(item, depth + 1) for item in key)
+    if type(key) is int:
+        return key.bit_length() <= 60
+    return key is None or type(key) in (str, float, bool)
 
 
 def _tensor_problem(value: torch.Tensor) -> str | None:
@@ -206,13 +265,32 @@ def _tensor_problem(value: torch.Tensor) -> str | None:
 
     if value.layout is not torch.strided:
         return f"a {value.layout} tensor; only dense tensors are stored. Call .to_dense() first."
+    name = str(value.dtype).removeprefix("torch.")
     if value.is_quantized:
         return "a quantized tensor. Store .int_repr() with its scale and zero point."
+    if name not in ITEM_SIZE:
+        return f"a tensor of type {name}, which is not stored. Convert it, or view it as uint8, first."
     if value.device.type == "meta":
         return "a tensor on the meta device holds no data. Materialise the model first."
     if getattr(value, "is_nested", False) or type(value).__name__ == "DTensor":
         return f"a {type(value).__name__} is spread or ragged. Gather it to plain tensors first (full_tensor(), unbind())."
+    if value.numel() and not _address(value) and value.device.type in ("cpu", "cuda"):
+        return f"a {type(value).__name__} has no memory of its own. Store the plain tensors that it is made of."
     return None
+
+
+def _address(tensor: torch.Tensor) -> int:
+    """Where a tensor's numbers lie; 0 for wrappers around other tensors, and on devices that do not tell."""
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:
+        return 0
+
+
+def _identity(plain: torch.Tensor) -> tuple[object, ...]:
+    """What two tensors have in common that are the same bytes, read in the same way."""
+    bits = (plain.is_conj(), plain.is_neg())
+    return (plain.device, plain.dtype, plain.data_ptr(), plain.shape, plain.stride(), *bits)
 
 
 def flatten(state: Mapping[str, Any]) -> tuple[dict[str, Any], list[torch.Tensor]]:
@@ -229,7 +307,9 @@ def flatten(state: Mapping[str, Any]) -> tuple[dict[str, Any], list[torch.Tensor
         UnsavableValue: naming the key path of a value that has no place in a checkpoint.
     """
     if not isinstance(state, Mapping):
-        raise UnsavableValue("", f"expected a dict of state dicts and plain values, got {type(state).__name__}.")
+        raise UnsavableValue(
+            "", f"expected a dict of state dicts and plain values, got {type(state).__name__}."
+        )
     flattener = _Flattener()
     tree = flattener.convert(dict(state), ())
     wrong = next((key for key in tree if not isinstance(key, str)), None)

@@ -6,6 +6,7 @@ torch.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptcore import container, pickled
+from ckptcore import container, unpickled
 from ckptcore.container import ROOT, Placed, Record
 from ckptcore.errors import DamagedCheckpoint, UnknownFormat
 from ckptcore.header import (
@@ -30,19 +31,27 @@ from ckptcore.header import (
     Header,
     RecordEntry,
     TensorEntry,
+    canonical_json,
     decode_summary,
     decode_table,
     derive_content,
+    encode_table,
     model_digest,
     read_exactly,
+    summary_format,
     tensor_counts,
     tensor_entries,
 )
-from ckptcore.pickled import PickleProblem, TensorSpec
+from ckptcore.pickled import MAX_PICKLE, PickleProblem, TensorSpec
 
 _TAIL = 16 << 10
 DATA_PICKLE = "data.pkl"
-FIXED_RECORDS = {".format_version": b"1", ".storage_alignment": b"64", "byteorder": b"little", "version": b"3\n"}
+FIXED_RECORDS = {
+    ".format_version": b"1",
+    ".storage_alignment": b"64",
+    "byteorder": b"little",
+    "version": b"3\n",
+}
 """Small records that torch's reader asks for, with their only content."""
 
 
@@ -55,7 +64,12 @@ def opened(path: str | os.PathLike[str]) -> Iterator[tuple[Path, int]]:
         FileNotFoundError: there is no such file.
     """
     path = Path(path)
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise UnknownFormat(f"{path} is a socket or device; expected a checkpoint file.") from error
+        raise
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise UnknownFormat(f"{path} is no regular file; expected a checkpoint file.")
@@ -77,19 +91,33 @@ def find_summary(fd: int, path: Path) -> Header | None:
     if start is None or start < SEAL.size:
         return None
     seal_at = start - SEAL.size
-    sealed = tail[seal_at - tail_at : start - tail_at] if seal_at >= tail_at else read_exactly(fd, SEAL.size, seal_at)
+    sealed = (
+        tail[seal_at - tail_at : start - tail_at]
+        if seal_at >= tail_at
+        else read_exactly(fd, SEAL.size, seal_at)
+    )
     if len(sealed) != SEAL.size:
         return None
     magic, version, reserved, length, digest = SEAL.unpack(sealed)
     if magic != MAGIC:
         return None
-    if version != FORMAT_VERSION or reserved or sealed[-8:] != bytes(8) or length > min(MAX_SUMMARY, seal_at):
+    if reserved or sealed[-8:] != bytes(8) or length > min(MAX_SUMMARY, seal_at):
         raise DamagedCheckpoint(path, [f"the seal of its header (version {version}, {length} bytes)"])
     summary_at = seal_at - length
-    summary = tail[summary_at - tail_at : seal_at - tail_at] if summary_at >= tail_at else read_exactly(fd, length, summary_at)
+    summary = (
+        tail[summary_at - tail_at : seal_at - tail_at]
+        if summary_at >= tail_at
+        else read_exactly(fd, length, summary_at)
+    )
     if hashlib.sha256(summary).digest() != digest:
         raise DamagedCheckpoint(path, ["the summary in its header (ckptcore/summary.json)"])
     try:
+        if version > FORMAT_VERSION and summary_format(summary) == version:
+            raise UnknownFormat(
+                f"{path.name} has format version {version}; this ckptcore reads up to {FORMAT_VERSION}. Update ckptcore."
+            )
+        if version != FORMAT_VERSION:
+            raise ValueError(f"its seal has version {version}")
         return decode_summary(summary + sealed, path, size)
     except ValueError as error:
         raise DamagedCheckpoint(path, [f"its header: {error}"]) from error
@@ -102,7 +130,7 @@ def looks_native(fd: int) -> bool:
     if MARKER.encode() in head:
         return True
     tail = read_exactly(fd, min(size, 1 << 20), max(0, size - (1 << 20)))
-    return MAGIC in tail and b"/ckptcore/" in tail or MARKER.encode() in tail
+    return (MAGIC in tail and b"/ckptcore/" in tail) or MARKER.encode() in tail
 
 
 @dataclass(frozen=True)
@@ -135,8 +163,8 @@ def open_native(fd: int, header: Header) -> Opened:
             expected = FIXED_RECORDS.get(entry.name)
             if expected is not None and checked_record(fd, placed, entry) != expected:
                 raise ValueError(f"record {entry.name} has another content")
-        tree, specs = pickled.parse(checked_record(fd, placed, records[0]))
-        _check_agreement(header, tree, specs, tensors, records)
+        tree, specs = unpickled.parse(checked_record(fd, placed, records[0]))
+        _check_agreement(header, tree, specs, table, records)
     except PickleProblem as error:
         raise DamagedCheckpoint(header.path, [f"record {DATA_PICKLE}: {error}"]) from error
     except ValueError as error:
@@ -164,13 +192,17 @@ def _check_structure(fd: int, header: Header, table: bytes, entries: list[Record
     names = [entry.name for entry in entries]
     tensor_names = [f"data/{i}" for i in range(len(entries) - 1 - len(FIXED_RECORDS))]
     if names != [DATA_PICKLE, *FIXED_RECORDS, *tensor_names]:
-        raise ValueError("its records are not the ones that are written (missing, twice, unlisted or out of order)")
+        raise ValueError(
+            "its records are not the ones that are written (missing, twice, unlisted or out of order)"
+        )
     records = [Record(f"{ROOT}/{e.name}", e.size, e.crc32) for e in entries]
-    records.append(Record(TABLE_RECORD, len(table), zlib.crc32(table)))
-    records.append(Record(SUMMARY_RECORD, len(header.sealed), zlib.crc32(header.sealed)))
+    records.append(Record(f"{ROOT}/{TABLE_RECORD}", len(table), zlib.crc32(table)))
+    records.append(Record(f"{ROOT}/{SUMMARY_RECORD}", len(header.sealed), zlib.crc32(header.sealed)))
     places = list(container.place_all(records))
     for placed in places:
-        if read_exactly(fd, placed.data_at - placed.header_at, placed.header_at) != container.local_header(placed):
+        if read_exactly(fd, placed.data_at - placed.header_at, placed.header_at) != container.local_header(
+            placed
+        ):
             raise ValueError(f"the zip header of record {placed.record.name}")
     if header.table_at is None or places[-2].data_at != header.table_at[0]:
         raise ValueError("the tensor table is not where the records end")
@@ -187,8 +219,8 @@ def checked_record(fd: int, placed: dict[str, Placed], entry: RecordEntry) -> by
     Raises:
         ValueError: they are not what was written, or too many to be a small record.
     """
-    if entry.size > pickled.MAX_PICKLE:
-        raise ValueError(f"record {entry.name} has {entry.size:,} bytes; at most {pickled.MAX_PICKLE:,} are read")
+    if entry.size > MAX_PICKLE:
+        raise ValueError(f"record {entry.name} has {entry.size:,} bytes; at most {MAX_PICKLE:,} are read")
     data = read_exactly(fd, entry.size, placed[entry.name].data_at)
     if hashlib.sha256(data).hexdigest() != entry.digest or zlib.crc32(data) != entry.crc32:
         raise ValueError(f"record {entry.name}")
@@ -199,27 +231,27 @@ def _check_agreement(
     header: Header,
     tree: dict[str, Any],
     specs: dict[int, TensorSpec],
-    tensors: list[TensorEntry],
+    table: bytes,
     records: list[RecordEntry],
 ) -> None:
-    """The header must say of the state what the state says itself."""
+    """The header must say of the state what the state says itself, in the one spelling there is."""
     by_name = {record.name: record for record in records}
     stored = len(records) - 1 - len(FIXED_RECORDS)
     if sorted(specs) != list(range(stored)):
         raise ValueError("the state names other tensors than are stored")
     for index, spec in specs.items():
-        if by_name[f"data/{index}"].size != spec.nbytes:
-            raise ValueError(f"tensor {index} has {by_name[f'data/{index}'].size} bytes, its shape {spec.shape} asks for {spec.nbytes}")
-    digests = {index: by_name[f"data/{index}"].digest for index in specs}
-    if tensor_entries(tree, specs, digests) != tensors:
-        raise ValueError("the tensor table names other tensors than the state")
-    if derive_content(tree) != header.content:
+        size = by_name[f"data/{index}"].size
+        if size != spec.nbytes:
+            raise ValueError(
+                f"tensor {index} has {size} bytes, its shape {spec.shape} asks for {spec.nbytes}"
+            )
+    tensors = tensor_entries(tree, specs, {index: by_name[f"data/{index}"].digest for index in specs})
+    if encode_table(tensors, records) != table:
+        raise ValueError("the tensor table says other things of the state than the state")
+    if canonical_json(derive_content(tree)) != canonical_json(header.content):
         raise ValueError("the header says other things of the state than the state")
-    if tree.get(MARKER) != header.format_version:
+    if type(tree.get(MARKER)) is not int or tree[MARKER] != header.format_version:
         raise ValueError(f"the state lacks its {MARKER}")
-    if model_digest(tensors) != header.model_digest or tensor_counts(tensors) != (
-        header.tensor_count,
-        header.tensor_bytes,
-        header.parameters,
-    ):
+    counts = (header.tensor_count, header.tensor_bytes, header.parameters)
+    if model_digest(tensors) != header.model_digest or tensor_counts(tensors) != counts:
         raise ValueError("the header's model digest or counts are not those of its tensors")

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ckptcore import durable
+from ckptcore import durable, folder, rotation
 from ckptcore.catalogue import Catalogue, Listed
 from ckptcore.errors import CheckpointError, DamagedCheckpoint
+from ckptcore.header import Header
 from ckptcore.layouts.layout import Layout
-from ckptcore.load import Checkpoint, load
+from ckptcore.loading import Checkpoint, load, read_header
+from ckptcore.rules import Progress
 
 _log = logging.getLogger(__name__)
 ARCHIVED = "archived"
 
 
-def newest(directory: Path, layout: Layout, run_key: str | None, map_location: object = "cpu") -> Checkpoint | None:
+def newest(
+    directory: Path, layout: Layout, run_key: str | None, map_location: object = "cpu"
+) -> Checkpoint | None:
     """The newest checkpoint of a folder that verifies; damaged ones on the way are set aside and named.
 
     Args:
@@ -25,15 +29,27 @@ def newest(directory: Path, layout: Layout, run_key: str | None, map_location: o
         layout: its layout.
         run_key: only files of this run; None for the run of the newest file.
         map_location: where its tensors go.
+
+    Raises:
+        OSError: nothing verified, and something could not be read at all.
     """
-    for file in candidates(Catalogue.scan(directory), layout, run_key):
+    catalogue = Catalogue.scan(directory)
+    unreadable: OSError | None = None
+    for file in candidates(catalogue, layout, run_key):
         try:
-            return load(file.path, map_location)
+            return load(file.path, map_location, mmap=True)
         except DamagedCheckpoint as error:
-            aside = set_aside(file.path)
-            _log.warning("%s It was set aside as %s; trying the one before it.", error, aside.name)
+            names = [f for f in catalogue if f.inode == file.inode and layout.roles_of(f.name)]
+            aside = ", ".join(set_aside(f.path).name for f in names)
+            _log.warning("%s It was set aside as %s; trying the one before it.", error, aside)
         except CheckpointError as error:
             _log.warning("%s cannot be resumed from: %s", file.name, error)
+        except OSError as error:
+            _log.warning("%s cannot be read: %s; trying the one before it.", file.name, error)
+            unreadable = error
+    if unreadable is not None:
+        # To start afresh because the disk does not answer would be to give up the run.
+        raise unreadable
     return None
 
 
@@ -41,14 +57,20 @@ def candidates(catalogue: Catalogue, layout: Layout, run_key: str | None) -> Ite
     """The files to try, best first: native ones of the run from the newest on, then foreign files under the layout's names."""
     named = [f for f in catalogue if layout.roles_of(f.name)]
     # A file whose header is damaged cannot say how old it is; its time of writing decides whether it would have been next.
-    native = [f for f in named if f.native and not (f.header and f.header.reason in ("exception", "nonfinite"))]
+    native = [
+        f for f in named if f.native and not (f.header and f.header.reason in ("exception", "nonfinite"))
+    ]
     if run_key is None and native:
         newest_file = max(native, key=lambda f: (f.header.created or "") if f.header else "")
         run_key = newest_file.header.run_key if newest_file.header else None
     ours = [f for f in native if f.header is not None and f.header.run_key == run_key]
     damaged = [f for f in named if f.header is None]
-    ranked = sorted(ours, key=lambda f: (f.order, "latest" in layout.roles_of(f.name), f.modified), reverse=True)
-    yielded = set()
+    ranked = sorted(
+        ours,
+        key=lambda f: (_is_whole(f, layout), f.sequence, f.order, "latest" in layout.roles_of(f.name)),
+        reverse=True,
+    )
+    yielded: set[tuple[int, int]] = set()
     for file in ranked:
         for other in damaged:
             if other.modified >= file.modified and other.inode not in yielded:
@@ -61,6 +83,50 @@ def candidates(catalogue: Catalogue, layout: Layout, run_key: str | None) -> Ite
     if run_key is None:
         foreign = [f for f in named if f.header is not None and not f.native]
         yield from sorted(foreign, key=lambda f: f.modified, reverse=True)
+
+
+def _is_whole(file: Listed, layout: Layout) -> bool:
+    """Whether a file holds more than weights; no run goes on from one that does not while there is another."""
+    roles = file.header.roles if file.header is not None else ()
+    return not roles or not set(roles) <= layout.weights_only
+
+
+def finish(found: Checkpoint, layout: Layout) -> list[str]:
+    """Give the newest checkpoint the names that its writer had no time for; returns them.
+
+    A kill between two renames leaves it as the best, say, and not yet as the latest. Training goes on from it, so nobody
+    would ever make the missing ones.
+    """
+    header, folder_of_it = found.header, found.header.path.parent
+    told = header.metadata.get("names")
+    missing = []
+    for name in told if isinstance(told, list) else []:
+        if type(name) is not str or "/" in name or not layout.roles_of(name) or rotation.is_version(name):
+            continue
+        at = folder_of_it / name
+        if not at.is_symlink() and (not at.exists() or _is_before(at, header)):
+            missing.append(name)
+    if not missing:
+        return []
+    try:
+        durable.add_names(header.path, [folder_of_it / name for name in missing])
+    except (CheckpointError, OSError) as error:
+        _log.warning("%s lacks the names %s: %s", header.path.name, ", ".join(missing), error)
+        return []
+    _log.info(
+        "%s was cut off while it got its names; now it has %s, too", header.path.name, ", ".join(missing)
+    )
+    return missing
+
+
+def _is_before(path: Path, newer: Header) -> bool:
+    """Whether a file is an earlier save of the same run."""
+    try:
+        header = read_header(path)
+    except (CheckpointError, OSError):
+        return False
+    before, after = header.metadata.get("sequence"), newer.metadata.get("sequence")
+    return header.run_key == newer.run_key and type(before) is int and type(after) is int and before < after
 
 
 def set_aside(path: Path) -> Path:
@@ -81,12 +147,73 @@ def move_other_runs(directory: Path, layout: Layout, run_key: str) -> Path | Non
         The folder, or None where there was nothing to move.
     """
     others = [
-        f
-        for f in Catalogue.scan(directory)
-        if layout.roles_of(f.name) and not (f.native and f.header is not None and f.header.run_key == run_key)
+        f.name
+        for f in _of_layout(directory, layout)
+        if not (f.native and f.header is not None and f.header.run_key == run_key)
     ]
     if not others:
         return None
+    if layout.history_file is not None and (directory / layout.history_file).exists():
+        others.append(layout.history_file)
+    return _archive(directory, others, "of another run")
+
+
+def move_abandoned(directory: Path, layout: Layout, run_key: str, now: Progress) -> Path | None:
+    """Move what the run saved beyond the point where it goes on now: it went back, and left that line of training.
+
+    Left in place they would be taken for the last ones by rotation. The best one stays the best until it is beaten, and
+    pinned files stay.
+
+    Args:
+        directory: the folder.
+        layout: its layout.
+        run_key: the run.
+        now: what is about to be saved.
+    """
+    # A loop that counts no steps is given one an epoch, which says nothing beside a count that was given.
+    step = now.global_step if now.global_step > now.epochs_finished else None
+    pins = folder.read_pins(directory)
+    ahead = []
+    for file in _of_layout(directory, layout):
+        epochs, steps, _ = file.order
+        beyond = epochs > now.epochs_finished or (
+            epochs == now.epochs_finished and step is not None and steps > step
+        )
+        ours = file.native and file.header is not None and file.header.run_key == run_key
+        if ours and beyond and file.name not in pins and "best" not in layout.roles_of(file.name):
+            ahead.append(file.name)
+    return (
+        _archive(directory, ahead, "of the line of training that was left by going back") if ahead else None
+    )
+
+
+def make_way(directory: Path, run_key: str, names: Sequence[str]) -> Path | None:
+    """Move what has a name that is about to be given and is not this run's to a dated folder.
+
+    Somebody may have put it there since the run began; a rename over it would be its end.
+    """
+    strangers = [name for name in names if not _may_be_replaced(directory / name, run_key)]
+    return _archive(directory, strangers, "not written by this run") if strangers else None
+
+
+def _may_be_replaced(path: Path, run_key: str) -> bool:
+    try:
+        header = read_header(path)
+    except FileNotFoundError:
+        return not path.is_symlink()
+    except (CheckpointError, OSError):
+        return False
+    return header.format == "ckptcore" and header.run_key == run_key
+
+
+def _of_layout(directory: Path, layout: Layout) -> list[Listed]:
+    """The files that have one of the layout's names and are no promoted version."""
+    return [
+        f for f in Catalogue.scan(directory) if layout.roles_of(f.name) and not rotation.is_version(f.name)
+    ]
+
+
+def _archive(directory: Path, names: Sequence[str], what: str) -> Path:
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     target = directory / ARCHIVED / stamp
     number = 1
@@ -94,13 +221,9 @@ def move_other_runs(directory: Path, layout: Layout, run_key: str) -> Path | Non
         number += 1
         target = directory / ARCHIVED / f"{stamp}_{number}"
     durable.make_folder(target)
-    for file in others:
-        durable.move(file.path, target / file.name)
+    for name in names:
+        durable.move(directory / name, target / name)
     _log.warning(
-        "%s held %d checkpoint files of another run (%s, ...). They were moved to %s.",
-        directory,
-        len(others),
-        others[0].name,
-        target,
+        "%s held %d files %s (%s, ...). They were moved to %s.", directory, len(names), what, names[0], target
     )
     return target

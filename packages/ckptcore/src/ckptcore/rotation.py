@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
 from ckptcore import durable, folder
 from ckptcore.catalogue import Catalogue, Listed
 from ckptcore.layouts.layout import Layout
-from ckptcore.rules import Decision, Entry, KeepRule, improves, metrics_watched, plan
+from ckptcore.rules import (
+    Decision,
+    Entry,
+    KeepAll,
+    KeepRule,
+    Mode,
+    finite_score,
+    improves,
+    metrics_watched,
+    plan,
+)
+from ckptcore.verifying import verify
 
 _log = logging.getLogger(__name__)
 _VERSION = re.compile(r".*_v\d+\.\d+\.\d+.*")
 _ROTATING = ("periodic",)
+_OPTIONAL = {f"milestone: {role}" for role in ("stage", "final", "exception")}
+MUST_STAY, MAY_GO, SAFE_TO_DELETE, UNDECIDED = "must stay", "may go", "safe to delete", "yours to decide"
+
+
+def is_version(file_name: str) -> bool:
+    """Whether a name is that of a promoted version, which nothing here moves or deletes."""
+    return _VERSION.match(file_name) is not None
 
 
 @dataclass(frozen=True)
@@ -26,10 +44,14 @@ class Plan:
     Attributes:
         decisions: for the files of the run, from old to new.
         untouched: name and reason of the files that rotation never looks at.
+        verdicts: for every one of these files, for whoever needs space: "must stay" (best, latest, versions, what
+            was pinned by hand), "may go" (kept by a rule or as a milestone, of another run, damaged), "safe to
+            delete" (rotation would delete it), or "yours to decide" (another program's, or saved by hand).
     """
 
     decisions: tuple[Decision, ...]
     untouched: tuple[tuple[str, str], ...]
+    verdicts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def doomed(self) -> list[str]:
@@ -37,7 +59,13 @@ class Plan:
         return [d.name for d in self.decisions if not d.keep]
 
 
-def plan_folder(directory: Path, layout: Layout, run_key: str | None, keep: KeepRule | None = None) -> Plan:
+def plan_folder(
+    directory: Path,
+    layout: Layout,
+    run_key: str | None,
+    keep: KeepRule | None = None,
+    catalogue: Catalogue | None = None,
+) -> Plan:
     """What rotation would do now.
 
     Args:
@@ -45,8 +73,9 @@ def plan_folder(directory: Path, layout: Layout, run_key: str | None, keep: Keep
         layout: its layout.
         run_key: the run whose files rotate; None for that of the newest file.
         keep: another keep rule than the layout's.
+        catalogue: what lies in the folder, where that was just read.
     """
-    catalogue = Catalogue.scan(directory)
+    catalogue = Catalogue.scan(directory) if catalogue is None else catalogue
     if run_key is None:
         run_key = (catalogue.run_keys() or [""])[-1]
     ours, untouched = _sort_out(catalogue, layout, run_key)
@@ -56,23 +85,66 @@ def plan_folder(directory: Path, layout: Layout, run_key: str | None, keep: Keep
     former = {f.name for f in ours if layout.roles_of(f.name) == ("best",) and not entries[f.name].pins}
     decisions = {d.name: d for d in plan([e for n, e in entries.items() if n not in former], keep or layout.keep)}
     decisions |= {n: Decision(n, False, f"no longer the best ({best} is)", entries[n].size) for n in former}
-    return Plan(tuple(decisions[file.name] for file in ours), tuple(untouched))
+    verdicts = {n: SAFE_TO_DELETE if not d.keep else _verdict(entries[n]) for n, d in decisions.items()}
+    verdicts |= {file.name: _verdict_on_other(file, run_key) for file in catalogue if file.name not in verdicts}
+    return Plan(tuple(decisions[file.name] for file in ours), tuple(untouched), verdicts)
 
 
-def rotate(directory: Path, layout: Layout, run_key: str, *, spare: Iterable[str] = ()) -> list[str]:
+def _verdict(entry: Entry) -> str:
+    return MAY_GO if set(entry.pins) <= _OPTIONAL else MUST_STAY
+
+
+def _verdict_on_other(file: Listed, run_key: str) -> str:
+    """What can be said of a file that rotation does not look at."""
+    if file.header is None:
+        return MAY_GO
+    return MAY_GO if file.native and file.header.run_key not in (None, run_key) else UNDECIDED
+
+
+def rotate(
+    directory: Path,
+    layout: Layout,
+    run_key: str,
+    *,
+    spare: Iterable[str] = (),
+    catalogue: Catalogue | None = None,
+) -> list[str]:
     """Delete what the layout's rules do not keep; returns the names that went.
 
     Only called after the newest checkpoint is durable, by the holder of the folder's lock.
+
+    Args:
+        directory: the folder.
+        layout: its layout.
+        run_key: the run whose files rotate.
+        spare: names that stay whatever the rules say.
+        catalogue: what lies in the folder, where that was just read.
     """
-    gone = []
-    for name in plan_folder(directory, layout, run_key).doomed:
-        if name not in set(spare):
-            durable.remove(directory / name)
-            gone.append(name)
+    spared = set(spare)
+    doomed = plan_folder(directory, layout, run_key, catalogue=catalogue).doomed
+    gone = [name for name in doomed if name not in spared]
+    for name in gone:
+        durable.remove(directory / name)
     if gone:
         durable.sync_folder(directory)
         _log.info("rotated away: %s", ", ".join(gone))
     return gone
+
+
+def drop_former_bests(directory: Path, layout: Layout) -> list[str]:
+    """Delete the former best files that a kill between commit and rotation left; returns the names that went.
+
+    Only while the best one verifies: of two, one is always whole. By the holder of the folder's lock.
+    """
+    found = plan_folder(directory, layout, None, KeepAll())
+    best = [d.name for d in found.decisions if d.keep and "best" in layout.roles_of(d.name)]
+    if not found.doomed or not best or not all(verify(directory / name).ok for name in best):
+        return []
+    for name in found.doomed:
+        durable.remove(directory / name)
+    durable.sync_folder(directory)
+    _log.info("rotated away: %s", ", ".join(found.doomed))
+    return found.doomed
 
 
 def best_name(files: Sequence[Listed], layout: Layout) -> str | None:
@@ -80,28 +152,42 @@ def best_name(files: Sequence[Listed], layout: Layout) -> str | None:
     candidates = [f for f in files if "best" in layout.roles_of(f.name)]
     if layout.metric is None or layout.mode is None:
         return candidates[-1].name if candidates else None
+    mode: Mode = "max" if layout.mode == "max" else "min"
     chosen: Listed | None = None
     for file in candidates:
         value = _metric(file, layout.metric)
-        if chosen is None or (value is not None and improves(value, _metric(chosen, layout.metric), layout.mode)):
+        if chosen is None or (value is not None and improves(value, _metric(chosen, layout.metric), mode)):
             chosen = file
     return chosen.name if chosen else None
+
+
+def roles_fed(layout: Layout) -> dict[str, set[str]]:
+    """For each metric that a save rule watches, the roles of the files that it makes."""
+    found: dict[str, set[str]] = {}
+    for rule in layout.save:
+        for metric in metrics_watched((rule,)):
+            found.setdefault(metric, set()).add(rule.role)
+    return found
 
 
 def best_values(files: Sequence[Listed], layout: Layout) -> dict[str, float]:
     """The values that a new checkpoint must beat: those of the best files on disk, by metric."""
     found: dict[str, float] = {}
+    feeds = roles_fed(layout)
     for metric, mode in metrics_watched(layout.save).items():
         for file in files:
-            roles = layout.roles_of(file.name)
             value = _metric(file, metric)
-            if "best" in roles and value is not None and improves(value, found.get(metric), mode):
+            if (
+                value is not None
+                and feeds[metric].intersection(layout.roles_of(file.name))
+                and improves(value, found.get(metric), mode)
+            ):
                 found[metric] = value
     return found
 
 
 def _metric(file: Listed, metric: str) -> float | None:
-    return file.header.metrics.get(metric) if file.header is not None else None
+    return finite_score(file.header.metrics, metric) if file.header is not None else None
 
 
 def _sort_out(catalogue: Catalogue, layout: Layout, run_key: str) -> tuple[list[Listed], list[tuple[str, str]]]:
@@ -114,7 +200,7 @@ def _sort_out(catalogue: Catalogue, layout: Layout, run_key: str) -> tuple[list[
             untouched.append((file.name, f"not written by ckptcore ({file.header.format})"))
         elif file.header.run_key != run_key:
             untouched.append((file.name, f"of another run ({file.header.run_key or 'saved by hand'})"))
-        elif not _VERSION.match(file.name) and not layout.roles_of(file.name):
+        elif not is_version(file.name) and not layout.roles_of(file.name):
             untouched.append((file.name, f"no name of the layout {layout.name}"))
         else:
             ours.append(file)
@@ -149,7 +235,7 @@ def _pins(file: Listed, layout: Layout, best: str | None, pins: dict[str, str]) 
     """Why nothing may delete a file; empty for the ones that rotate."""
     found = [f"pinned by hand: {pins[file.name]}"] if file.name in pins else []
     roles = layout.roles_of(file.name)
-    if _VERSION.match(file.name):
+    if is_version(file.name):
         return (*found, "version")
     for role in roles:
         if role == "best":

@@ -10,6 +10,9 @@ from typing import Any
 
 WATCHED = (signal.SIGTERM, signal.SIGINT)
 
+_flags: list[SignalFlag] = []
+_former: dict[int, Any] = {}
+
 
 class TrainingInterrupted(SystemExit):
     """Raised by `CheckpointManager.step` after it saved because of a signal; ends the process with 128 + signal."""
@@ -20,29 +23,39 @@ class TrainingInterrupted(SystemExit):
 
 
 class SignalFlag:
-    """Remembers the first of the watched signals."""
+    """Remembers the first of the watched signals. Several may be installed at once and be restored in any order."""
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._former: dict[int, Any] = {}
 
     def install(self) -> None:
         """Take over the watched signals; only the main thread may, elsewhere nothing changes."""
-        if threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is not threading.main_thread() or self in _flags:
+            return
+        if not _flags:
             for number in WATCHED:
-                self._former[number] = signal.signal(number, self._handle)
+                _former[number] = signal.signal(number, _handle)
+        _flags.append(self)
 
     def restore(self) -> None:
-        """Give the signals back to whoever had them."""
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in self._former.items():
-                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-            self._former.clear()
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            # Asked twice: go at once. What was committed is whole, the unfinished file is swept away at the next start.
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+        """Give the signals back to whoever had them, once no other flag waits for them."""
+        if threading.current_thread() is not threading.main_thread() or self not in _flags:
             return
-        self.received = number
+        _flags.remove(self)
+        if _flags:
+            return
+        for number, handler in _former.items():
+            # Whoever took the signal since then keeps it.
+            if signal.getsignal(number) is _handle:
+                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        _former.clear()
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    if any(flag.received is not None for flag in _flags):
+        # Asked twice: go at once. What was committed is whole, the unfinished file is swept away at the next start.
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        return
+    for flag in _flags:
+        flag.received = number

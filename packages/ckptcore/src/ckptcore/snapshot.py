@@ -7,26 +7,15 @@ page faults: the buffers are therefore cut from one mapping of huge pages and us
 from __future__ import annotations
 
 import logging
-import math
-import mmap
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ckptcore.errors import UsageError
-
-ALIGNMENT = 64
-"""Bytes; one cache line, and enough for every dtype."""
-
-HUGE_PAGE = 2 * 1024 * 1024
-"""Bytes of a huge page on x86-64 and on most arm64 kernels; another size only costs speed."""
-
-MADV_WIPEONFORK = 18
-"""``linux/mman.h``: a forked child sees zeros. Python's mmap module does not name it."""
+from ckptcore.memory import HUGE_PAGE, Arena, padded
 
 _HOST_REGISTER_PORTABLE = 1
 _log = logging.getLogger(__name__)
@@ -36,27 +25,14 @@ def _cudart() -> Any:
     return torch.cuda.cudart()  # type: ignore[no-untyped-call]
 
 
-class _Arena(mmap.mmap):
-    """One anonymous private mapping; lives as long as any tensor cut from it.
+class _Arena(Arena):
+    """Memory that a GPU may copy to by itself.
 
     Attributes:
         pinned: the CUDA driver knows the memory, so that copies from the GPU run beside the host.
     """
 
     pinned: bool = False
-
-    @classmethod
-    def of(cls, nbytes: int) -> _Arena:
-        """Map at least ``nbytes``, as huge pages where the system has them."""
-        if sys.platform != "linux":
-            return cls(-1, nbytes)
-        arena = cls(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        # Both only save time, and an old kernel may know neither. Without the second, every fork (each epoch
-        # of a DataLoader with workers) makes the next snapshot copy-on-write: measured 8 x slower.
-        for advice in (mmap.MADV_HUGEPAGE, MADV_WIPEONFORK):
-            with suppress(OSError):
-                arena.madvise(advice)
-        return arena
 
     def bytes_at(self, offset: int, nbytes: int) -> torch.Tensor:
         """A byte tensor over part of the mapping, with a storage of just that part."""
@@ -148,7 +124,7 @@ class SnapshotBuffers:
         ]
         slots += [None] * (len(tensors) - len(slots))
         self._slots = [slot for slot in slots if slot is not None]
-        if self.nbytes > 2 * sum(_padded(tensor.nbytes) for tensor in tensors) + 8 * HUGE_PAGE:
+        if self.nbytes > 2 * sum(padded(tensor.nbytes) for tensor in tensors) + 8 * HUGE_PAGE:
             # A few survivors keep large arenas alive: better to start anew than to hold the memory twice.
             self._slots, slots = [], [None] * len(tensors)
         missing = [position for position, slot in enumerate(slots) if slot is None]
@@ -203,19 +179,13 @@ def _resolved(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.resolve_conj().resolve_neg() if tensor.is_conj() or tensor.is_neg() else tensor
 
 
-def _padded(nbytes: int) -> int:
-    return math.ceil(nbytes / ALIGNMENT) * ALIGNMENT
-
-
 def _allocate(tensors: list[torch.Tensor], on_cuda: bool) -> list[_Slot]:
     """Buffers for tensors that are all on CUDA (page-locked memory) or all elsewhere, cut from one arena."""
-    total = sum(_padded(tensor.nbytes) for tensor in tensors)
+    total = sum(padded(tensor.nbytes) for tensor in tensors)
     arena, offset = None, 0
     if total:
-        arena = _Arena.of(total + HUGE_PAGE if total >= HUGE_PAGE else total)
-        if total >= HUGE_PAGE:
-            # Only whole aligned huge pages are given as such.
-            offset = -arena._address() % HUGE_PAGE
+        # A fork (each epoch of a DataLoader with workers) would make the next copy 8 x slower: copy-on-write.
+        arena = _Arena.of(total, wipe_on_fork=True)
         if on_cuda:
             arena.pin()
     slots = []
@@ -224,7 +194,7 @@ def _allocate(tensors: list[torch.Tensor], on_cuda: bool) -> list[_Slot]:
             buffer = torch.empty(tensor.shape, dtype=tensor.dtype)
         else:
             buffer = arena.bytes_at(offset, tensor.nbytes).view(tensor.dtype).view(tensor.shape)
-            offset += _padded(tensor.nbytes)
+            offset += padded(tensor.nbytes)
         held = arena if tensor.nbytes else None
         slots.append(_Slot(tensor.shape, tensor.dtype, on_cuda, buffer, held))
     return slots

@@ -42,16 +42,28 @@ class Moment:
 
     @property
     def metric(self) -> float:
-        """The monitored metric now; NaN where it was not measured."""
-        return float(self.progress.metrics.get(self.monitor or "", float("nan")))
+        """The monitored metric now, else in the last finished epoch; NaN where it was not measured."""
+        told = self.history.get(self.monitor or "", [])
+        at = self.progress.epochs_finished - 1
+        last = told[at] if 0 <= at < len(told) else float("nan")
+        return float(self.progress.metrics.get(self.monitor or "", last))
 
 
 Complete = Callable[[dict[str, Any], Moment], dict[str, Any]]
+Recall = Callable[[Mapping[str, Any]], dict[str, list[float]]]
 
 
 def as_given(state: dict[str, Any], moment: Moment) -> dict[str, Any]:
     """Leave the state as the loop made it."""
     return state
+
+
+def recall_history(checkpoint: Mapping[str, Any]) -> dict[str, list[float]]:
+    """The lists of a checkpoint's ``history``, by metric."""
+    history = checkpoint.get("history")
+    if not isinstance(history, Mapping):
+        return {}
+    return {str(name): list(values) for name, values in history.items() if isinstance(values, list)}
 
 
 @dataclass(frozen=True)
@@ -68,8 +80,10 @@ class Layout:
         metric: the metric that decides which checkpoint is best; None if none does.
         mode: "min" or "max".
         complete: fills in the keys that this layout's readers expect.
+        recall: finds the history in a checkpoint of this layout that is resumed from.
         weights_only: roles whose files hold the weights and the numbers, without optimizer, scheduler and random state.
         own_latest: whether the layout itself names a latest; where not, the one kept beside it is not published.
+        history_file: the JSON file beside the checkpoints that tells what every epoch measured; None for none.
     """
 
     name: str
@@ -80,12 +94,16 @@ class Layout:
     metric: str | None = None
     mode: str | None = None
     complete: Complete = as_given
+    recall: Recall = recall_history
     weights_only: frozenset[str] = frozenset()
     own_latest: bool = True
+    history_file: str | None = None
 
     def __post_init__(self) -> None:
         if self.epoch_counts not in ("index", "finished"):
-            raise UsageError(f"layout {self.name}: epoch_counts is 'index' or 'finished', got {self.epoch_counts!r}.")
+            raise UsageError(
+                f"layout {self.name}: epoch_counts is 'index' or 'finished', got {self.epoch_counts!r}."
+            )
         for role, template in self.templates.items():
             unknown = {name for _, name, _, _ in Formatter().parse(template) if name} - _FIELDS
             if unknown or "/" in template or not template:
@@ -114,11 +132,15 @@ class Layout:
 
     def roles_of(self, file_name: str) -> tuple[str, ...]:
         """The roles whose template a file name fits."""
-        return tuple(role for role, template in self.templates.items() if _pattern(template).fullmatch(file_name))
+        return tuple(
+            role for role, template in self.templates.items() if _pattern(template).fullmatch(file_name)
+        )
 
     def with_rules(self, save: tuple[SaveRule, ...] | None = None, keep: KeepRule | None = None) -> Layout:
         """The same layout with other rules."""
-        return replace(self, save=self.save if save is None else save, keep=self.keep if keep is None else keep)
+        return replace(
+            self, save=self.save if save is None else save, keep=self.keep if keep is None else keep
+        )
 
     def policy(self) -> dict[str, Any]:
         """What rotation needs to know, as JSON values: `ckpt plan` reads it from the folder."""
@@ -132,6 +154,7 @@ class Layout:
             "mode": self.mode,
             "weights_only": sorted(self.weights_only),
             "own_latest": self.own_latest,
+            "history_file": self.history_file,
         }
 
     @staticmethod
@@ -152,9 +175,12 @@ class Layout:
                 mode=policy["mode"],
                 weights_only=frozenset(map(str, policy["weights_only"])),
                 own_latest=bool(policy["own_latest"]),
+                history_file=policy.get("history_file"),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"the recorded policy has another form ({error!r}); open the folder with its manager again.") from error
+            raise UsageError(
+                f"the recorded policy has another form ({error!r}); open the folder with its manager again."
+            ) from error
 
 
 @lru_cache(maxsize=256)

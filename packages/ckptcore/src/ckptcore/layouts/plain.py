@@ -9,7 +9,12 @@ from ckptcore.rules import Best, EveryEpochs, Final, LastK, OnException, OnSigna
 
 
 def plain(
-    metric: str | None = None, mode: Literal["min", "max"] = "min", *, every: int = 1, last: int = 3, suffix: str = ".pt"
+    metric: str | None = None,
+    mode: Literal["min", "max"] = "min",
+    *,
+    every: int = 1,
+    last: int = 3,
+    suffix: str = ".pt",
 ) -> Layout:
     """``latest.pt`` each epoch, ``epoch_N.pt`` of which the last few stay, ``best.pt``, ``final.pt``.
 
@@ -20,7 +25,13 @@ def plain(
         last: how many periodic files stay.
         suffix: file ending.
     """
-    rules: list[SaveRule] = [EveryEpochs(1, role="latest"), OnSignal(), EveryEpochs(every), Final(), OnException()]
+    rules: list[SaveRule] = [
+        EveryEpochs(1, role="latest"),
+        OnSignal(),
+        EveryEpochs(every),
+        Final(),
+        OnException(),
+    ]
     if metric is not None:
         rules.append(Best(metric, mode))
     return Layout(

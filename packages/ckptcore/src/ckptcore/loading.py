@@ -29,22 +29,28 @@ class Checkpoint(dict[str, Any]):
 
     def __init__(self, mapping: dict[str, Any], header: Header) -> None:
         super().__init__(mapping)
+        # A bare state dict keeps the versions of its layers here; load_state_dict looks for them.
+        if hasattr(mapping, "_metadata"):
+            self._metadata = mapping._metadata
         self.header = header
         self.path = header.path
 
     @property
     def epochs_finished(self) -> int | None:
-        """How many epochs were finished, whatever ``epoch`` counts in this format; None if the file does not say."""
+        """How many epochs were finished, whatever ``epoch`` counts in this format; None if it is not said."""
         return self.header.epochs_finished
 
 
-def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> Checkpoint:
+def load(path: str | os.PathLike[str], map_location: Any = "cpu", *, mmap: bool = False) -> Checkpoint:
     """Load a checkpoint; every byte of a native file is verified on the way.
 
     Args:
         path: a file of ckptcore, or of a format that it reads (torch.save, Lightning, safetensors).
         map_location: the device that its tensors go to; always loadable on the CPU, whatever they were saved
             on.
+        mmap: let the tensors of a native file lie in the file itself, mapped into memory, instead of in a copy.
+            Verified all the same, and faster; but whoever overwrites or cuts that very file while they live
+            (nothing in ckptcore does, a plain ``torch.save`` to its name would) changes them or ends the process.
 
     Raises:
         DamagedCheckpoint: naming every tensor or record that is not what was written.
@@ -54,7 +60,7 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> Checkpoint:
     with opened(path) as (file, fd):
         header = find_summary(fd, file)
         if header is not None:
-            mapping = _load_native(fd, open_native(fd, header), map_location)
+            mapping = _load_native(fd, open_native(fd, header), map_location, mmap)
         elif looks_native(fd):
             raise DamagedCheckpoint(file, foreign.why_not_native(fd))
         else:
@@ -78,8 +84,16 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         return foreign.read_header(fd, file)
 
 
-def _load_native(fd: int, found: Opened, map_location: Any) -> dict[str, Any]:
-    tensors = _read_tensors(fd, found)
+def _load_native(fd: int, found: Opened, map_location: Any, mapped: bool) -> dict[str, Any]:
+    tensors, stretches = (_mapped_tensors if mapped else _copied_tensors)(fd, found)
+    before = os.fstat(fd)
+    whole = dict(zip(stretches, intact(list(stretches.values())), strict=True))
+    damaged = [f"tensor {e.name}" for e in found.tensors if not whole[e.storage]]
+    after = os.fstat(fd)
+    if mapped and (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        damaged.append("it was changed while it was read")
+    if damaged:
+        raise DamagedCheckpoint(found.header.path, damaged)
     if map_location is not None and str(map_location) != "cpu":
         tensors = {index: tensor.to(map_location) for index, tensor in tensors.items()}
     return {key: _materialise(value, tensors) for key, value in found.tree.items()}
@@ -114,27 +128,39 @@ def _atom(atom: Atom) -> Any:
     return torch.device(str(atom.value)) if atom.kind == "device" else torch.Size(tuple(map(int, atom.value)))
 
 
-def _read_tensors(fd: int, found: Opened) -> dict[int, torch.Tensor]:
-    """Read and verify all tensors into memory of our own: what was hashed is what is returned, whatever happens to the file."""
-    import torch
+Tensors = tuple[dict[int, "torch.Tensor"], dict[int, Stretch]]
+"""Tensors by storage index, and the parts of the file that must be hashed before they may be used."""
 
+
+def _mapped_tensors(fd: int, found: Opened) -> Tensors:
+    """Tensors that lie in the file; a page is copied when it is written to."""
+    whole = mmap.mmap(fd, 0, access=mmap.ACCESS_COPY)
+    view = memoryview(whole)
+    tensors, stretches = {}, {}
+    for record in found.records:
+        if record.name.startswith("data/"):
+            index, at = int(record.name.removeprefix("data/")), found.placed[record.name].data_at
+            tensors[index] = _tensor_in(whole, at, found.specs[index])
+            part = view[at : at + record.size]
+            stretches[index] = Stretch(fd, at, record.size, record.digest, part, mapped=True)
+    return tensors, stretches
+
+
+def _copied_tensors(fd: int, found: Opened) -> Tensors:
+    """Tensors in memory of our own: what was hashed is what is returned, whatever happens to the file."""
     records = {record.name: record for record in found.records}
-    tensors: dict[int, torch.Tensor] = {}
-    stretches: dict[int, Stretch] = {}
+    tensors, stretches = {}, {}
     for group in _groups(found):
         sizes = [records[f"data/{index}"].size for index in group]
         starts = memory.offsets(sizes)
-        arena = memory.arena(starts[-1])
+        arena = memory.Arena.of(starts[-1], huge=False)
         view = memoryview(arena)
         for index, at, size in zip(group, starts, sizes, strict=False):
-            tensors[index] = _tensor_in(arena, at, found.specs[index])
             name = f"data/{index}"
-            stretches[index] = Stretch(fd, found.placed[name].data_at, size, records[name].digest, view[at : at + size])
-    whole = intact(list(stretches.values()))
-    damaged = {index for index, good in zip(stretches, whole, strict=True) if not good}
-    if damaged:
-        raise DamagedCheckpoint(found.header.path, [f"tensor {e.name}" for e in found.tensors if e.index in damaged])
-    return tensors
+            tensors[index] = _tensor_in(arena, at, found.specs[index])
+            data_at = found.placed[name].data_at
+            stretches[index] = Stretch(fd, data_at, size, records[name].digest, view[at : at + size])
+    return tensors, stretches
 
 
 def _tensor_in(arena: mmap.mmap, at: int, spec: pickled.TensorSpec) -> torch.Tensor:
@@ -148,11 +174,11 @@ def _tensor_in(arena: mmap.mmap, at: int, spec: pickled.TensorSpec) -> torch.Ten
 
 
 def _groups(found: Opened) -> list[list[int]]:
-    """Storage indices by the top-level key that names them first, so that dropping one key frees its memory."""
+    """Storage indices by the top-level key that names them first: dropping one key frees its memory."""
     groups: dict[str, list[int]] = {}
     seen: set[int] = set()
     for entry in found.tensors:
-        if entry.index not in seen:
-            seen.add(entry.index)
-            groups.setdefault(entry.name.split("/", 1)[0], []).append(entry.index)
+        if entry.storage not in seen:
+            seen.add(entry.storage)
+            groups.setdefault(entry.name.split("/", 1)[0], []).append(entry.storage)
     return list(groups.values())

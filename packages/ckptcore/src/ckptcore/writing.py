@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import sys
-import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptcore import container, durable, pickled
 from ckptcore.container import ROOT, Record
+from ckptcore.dtypes import ITEM_SIZE
 from ckptcore.errors import UnsavableValue, UsageError
 from ckptcore.hashing import Crew, buffer_digests, cores
 from ckptcore.header import (
@@ -33,9 +33,10 @@ from ckptcore.header import (
     summary_bytes,
     tensor_entries,
 )
-from ckptcore.pickled import TensorSpec
-from ckptcore.plain import flatten, iter_slots, renumber
+from ckptcore.pickled import MAX_PICKLE, TensorSpec
+from ckptcore.plain import flatten, iter_slots, join_path, renumber
 from ckptcore.reader import DATA_PICKLE, FIXED_RECORDS
+from ckptcore.stream import Stream
 
 if TYPE_CHECKING:
     import torch
@@ -79,6 +80,10 @@ def encode(state: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) 
         raise UsageError("checkpoints are written on little-endian machines only; this one is big-endian.")
     tree, tensors = flatten(state)
     tree[MARKER] = FORMAT_VERSION
+    names = Counter(join_path(path) for path, _ in iter_slots(tree))
+    for name, count in names.items():
+        if count > 1:
+            raise UnsavableValue(name, "two tensors have this key path as text (the keys 0 and '0', say). Rename one.")
     plain, none = flatten(metadata or {})
     if none:
         raise UnsavableValue("metadata", "a tensor has no place in the metadata; put it into the state.")
@@ -111,29 +116,74 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any], metadata: Mappi
     return target
 
 
-def write(fd: int, encoded: Encoded, helpers: int | None = None) -> str | None:
+def write(fd: int, encoded: Encoded) -> str | None:
     """Write a checkpoint to an empty file; returns the model digest.
 
     Args:
         fd: the file, open for writing, at its start.
         encoded: what `encode` made.
-        helpers: threads that hash while this one writes; by default one for every other core, and one at least.
+
+    Raises:
+        UnsavableValue: it is more than readers accept, or of a type that is not stored.
     """
     tensors = [_contiguous(t) for t in encoded.tensors]
-    specs = [TensorSpec(str(t.dtype).removeprefix("torch."), tuple(t.shape)) for t in tensors]
-    unknown = next((spec.dtype for spec in specs if spec.dtype not in pickled.ITEM_SIZE), None)
-    if unknown is not None:
-        raise UnsavableValue("", f"tensors of type {unknown} are not stored yet; convert them first.")
-    small = {DATA_PICKLE: pickled.emit(encoded.tree, specs), **FIXED_RECORDS}
-    if len(small[DATA_PICKLE]) > pickled.MAX_PICKLE:
-        raise UnsavableValue("", f"the plain values take {len(small[DATA_PICKLE]):,} bytes; store long lists as tensors.")
+    specs = [_spec(t) for t in tensors]
+    pickle = pickled.emit(encoded.tree, specs)
+    if len(pickle) > MAX_PICKLE:
+        raise UnsavableValue("", f"the plain values take {len(pickle):,} bytes; store long lists as tensors.")
     views = [_bytes_of(tensor, spec) for tensor, spec in zip(tensors, specs, strict=True)]
-    hashing = Crew(views, buffer_digests, max(1, cores() - 1) if helpers is None else helpers)
-    entries = [RecordEntry(n, len(d), zlib.crc32(d), hashlib.sha256(d).hexdigest()) for n, d in small.items()]
-    at = _write_small(fd, entries, list(small.values()))
-    places = list(_write_tensors(fd, views, at))
-    entries += [RecordEntry(f"data/{i}", len(views[i]), *result) for i, result in enumerate(hashing.results())]
-    return _finish(fd, encoded, specs, entries, places)
+    with Stream(fd, encoded.nbytes) as stream, Crew(views, buffer_digests, helpers=cores()) as hashing:
+        records = _Records(stream)
+        for name, data in ((DATA_PICKLE, pickle), *FIXED_RECORDS.items()):
+            records.add(name, memoryview(data), *buffer_digests(memoryview(data)))
+        for index, view in enumerate(views):
+            records.add(f"data/{index}", view, *hashing.result(index))
+        digest = _write_header(records, encoded, specs)
+        stream.write(container.directory(records.placed))
+        stream.finish()
+    return digest
+
+
+class _Records:
+    """The records of one file, written one after another."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self.entries: list[RecordEntry] = []
+        self.placed: list[container.Placed] = []
+
+    def next_data_at(self, name: str) -> int:
+        """Where the data of a record of this name would begin, if it came next."""
+        return container.place(Record(f"{ROOT}/{name}", 0, 0), self._stream.position).data_at
+
+    def add(self, name: str, data: memoryview, crc32: int, digest: str) -> None:
+        placed = container.place(Record(f"{ROOT}/{name}", len(data), crc32), self._stream.position)
+        self._stream.write(container.local_header(placed))
+        self._stream.write(data)
+        self.placed.append(placed)
+        self.entries.append(RecordEntry(name, len(data), crc32, digest))
+
+
+def _write_header(records: _Records, encoded: Encoded, specs: Sequence[TensorSpec]) -> str | None:
+    """The tensor table and the summary, which name everything before them; returns the model digest."""
+    digests = {int(e.name.removeprefix("data/")): e.digest for e in records.entries if e.name.startswith("data/")}
+    tensors = tensor_entries(encoded.tree, dict(enumerate(specs)), digests)
+    table = encode_table(tensors, records.entries)
+    if len(table) > MAX_TABLE:
+        raise UnsavableValue("", f"the table of {len(tensors):,} tensors takes {len(table):,} bytes; at most {MAX_TABLE:,}.")
+    content = derive_content(encoded.tree)
+    table_at = records.next_data_at(TABLE_RECORD)
+    records.add(TABLE_RECORD, memoryview(table), *buffer_digests(memoryview(table)))
+    sealed = seal(summary_bytes(content, encoded.metadata, tensors, table, table_at, encoded.created, _writer()))
+    records.add(SUMMARY_RECORD, memoryview(sealed), *buffer_digests(memoryview(sealed)))
+    return model_digest(tensors)
+
+
+def _spec(tensor: torch.Tensor) -> TensorSpec:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in ITEM_SIZE:
+        raise UnsavableValue("", f"tensors of type {dtype} are not stored yet; convert them first.")
+    return TensorSpec(dtype, tuple(tensor.shape))
 
 
 def _contiguous(tensor: torch.Tensor) -> torch.Tensor:
@@ -145,54 +195,6 @@ def _bytes_of(tensor: torch.Tensor, spec: TensorSpec) -> memoryview:
     if spec.nbytes == 0:
         return memoryview(b"")
     return memoryview((ctypes.c_char * spec.nbytes).from_address(tensor.data_ptr())).cast("B")
-
-
-def _write_small(fd: int, entries: Sequence[RecordEntry], data: Sequence[bytes]) -> int:
-    """Write whole records with their local headers; returns where the next one begins."""
-    at = 0
-    for entry, content in zip(entries, data, strict=True):
-        placed = container.place(Record(f"{ROOT}/{entry.name}", entry.size, entry.crc32), at)
-        durable.write_all(fd, container.local_header(placed) + content)
-        at = placed.end
-    return at
-
-
-def _write_tensors(fd: int, views: Sequence[memoryview], at: int) -> Any:
-    """Write the tensors' data, leaving room for the local headers, which need the CRCs first."""
-    for index, view in enumerate(views):
-        placed = container.place(Record(f"{ROOT}/data/{index}", len(view), 0), at)
-        durable.write_all(fd, bytes(placed.data_at - placed.header_at))
-        durable.write_all(fd, view)
-        at = placed.end
-        yield placed
-
-
-def _finish(
-    fd: int, encoded: Encoded, specs: Sequence[TensorSpec], entries: Sequence[RecordEntry], places: Sequence[container.Placed]
-) -> str | None:
-    """Write the local headers of the tensors, then table, summary and directory."""
-    by_index = {int(e.name.removeprefix("data/")): e for e in entries[-len(places) :]} if places else {}
-    for index, placed in enumerate(places):
-        exact = placed._replace(record=placed.record._replace(crc32=by_index[index].crc32))
-        durable.write_all_at(fd, container.local_header(exact), placed.header_at)
-    tensors = tensor_entries(encoded.tree, dict(enumerate(specs)), {i: e.digest for i, e in by_index.items()})
-    if len({e.name for e in tensors}) != len(tensors):
-        raise UnsavableValue("", "two tensors have the same key path as text (the keys 0 and '0', say). Rename one.")
-    table = encode_table(tensors, entries)
-    if len(table) > MAX_TABLE:
-        raise UnsavableValue("", f"the table of {len(tensors):,} tensors takes {len(table):,} bytes; at most {MAX_TABLE:,}.")
-    records = [Record(f"{ROOT}/{e.name}", e.size, e.crc32) for e in entries]
-    placed = list(container.place_all(records))
-    table_at = container.place(Record(TABLE_RECORD, len(table), 0), placed[-1].end)
-    summary = summary_bytes(
-        derive_content(encoded.tree), encoded.metadata, tensors, table, table_at.data_at, encoded.created, _writer()
-    )
-    for name, data in ((TABLE_RECORD, table), (SUMMARY_RECORD, seal(summary))):
-        last = container.place(Record(name, len(data), zlib.crc32(data)), placed[-1].end)
-        durable.write_all(fd, container.local_header(last) + data)
-        placed.append(last)
-    durable.write_all(fd, container.directory(placed))
-    return model_digest(tensors)
 
 
 def _writer() -> str:

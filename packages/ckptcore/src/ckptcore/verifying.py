@@ -52,7 +52,9 @@ def verify(path: str | os.PathLike[str]) -> Report:
             header = reader.find_summary(fd, file)
             if header is not None:
                 found = _native_findings(fd, header)
-                return Report(file, not found, tuple(found), "ckptcore", "sha256", header.tensor_count, header.run_key)
+                return Report(
+                    file, not found, tuple(found), "ckptcore", "sha256", header.tensor_count, header.run_key
+                )
             if reader.looks_native(fd):
                 return Report(file, False, tuple(foreign.why_not_native(fd)), "ckptcore", "sha256")
             kind = foreign.sniff(fd)
@@ -80,8 +82,10 @@ def _native_findings(fd: int, header: Header) -> list[str]:
     placed = list(container.place_all([Record(f"{ROOT}/{e.name}", e.size, e.crc32) for e in records]))
     stretches = [Stretch(fd, p.data_at, e.size, e.digest) for p, e in zip(placed, records, strict=True)]
     whole = intact(stretches)
+    names: dict[str, list[str]] = {}
+    for tensor in tensors:
+        names.setdefault(f"data/{tensor.storage}", []).append(f"tensor {tensor.name}")
     for entry, good in zip(records, whole, strict=True):
         if not good:
-            names = [t.name for t in tensors if f"data/{t.index}" == entry.name]
-            found += [f"tensor {name}" for name in names] or [f"record {entry.name}"]
+            found += names.get(entry.name) or [f"record {entry.name}"]
     return list(dict.fromkeys(found))

@@ -1,0 +1,1 @@
+"""Benchmarks: one command each, ratios against peers measured in the same run."""

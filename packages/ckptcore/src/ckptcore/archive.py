@@ -1,0 +1,212 @@
+"""Putting a folder of checkpoints away: packed, read back, compared byte for byte, and only then deleted.
+
+At every moment either the originals stand or an archive that was verified after it reached the disk. What a
+kill leaves is one or the other, or both. The archive is plain tar, compressed: ``tar -xf`` unpacks it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+from ckptcore import durable, folder
+from ckptcore.cards import pinned_names
+from ckptcore.errors import CheckpointError, UsageError
+from ckptcore.lease import Lease
+from ckptcore.packing import SUFFIXES, Member, Original, pack, read_back, suffix_of
+
+_log = logging.getLogger(__name__)
+_KEPT_RECORDS = ("policy.json", "pins.json")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A file that stays in the folder, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ArchiveReport:
+    """What `archive` did.
+
+    Attributes:
+        path: the archive.
+        members: what is in it.
+        removed: names that were deleted from the folder.
+        kept: names that stay there.
+        original_bytes: bytes of the packed files, names of one file counted once.
+        archive_bytes: bytes of the archive.
+    """
+
+    path: Path
+    members: tuple[Member, ...]
+    removed: tuple[str, ...]
+    kept: tuple[Kept, ...]
+    original_bytes: int
+    archive_bytes: int
+
+
+def archive_name(directory: str | os.PathLike[str], day: date | None = None) -> str:
+    """The usual name of a folder's archive: ``archived_xray_20260131.tar.zst``.
+
+    Args:
+        directory: the folder.
+        day: its date; today (UTC) by default.
+    """
+    shown = day or datetime.now(UTC).date()
+    return f"archived_{Path(directory).resolve().name}_{shown:%Y%m%d}{SUFFIXES[0]}"
+
+
+def archive(
+    directory: str | os.PathLike[str],
+    to: str | os.PathLike[str],
+    *,
+    remove: bool = True,
+    include_versions: bool = False,
+) -> ArchiveReport:
+    """Pack a folder into one file, prove that the file holds everything, and delete the originals.
+
+    Promoted versions, their cards and files pinned by hand are packed and stay. Hidden files stay and are not
+    packed, but for the record of the folder's rules and pins.
+
+    Args:
+        directory: the folder, with those below it.
+        to: the archive, outside the folder, ``.tar.zst`` or ``.tar.gz``.
+        remove: whether the originals go once the archive is proven.
+        include_versions: whether versions and pinned files go as well.
+
+    Raises:
+        UsageError: the name is taken, of another kind, or in the folder; or there is nothing to pack.
+        FolderBusy: a training run writes to the folder.
+        DamagedCheckpoint: what was read back is not what is in the folder; nothing was deleted.
+        DiskFull: the archive does not fit; nothing was changed.
+    """
+    source, target = Path(directory), Path(to)
+    _check_target(source, target)
+    durable.make_folder(target.parent)
+    durable.require_writable(target.parent)
+    with _sole_writer(source) if remove else ExitStack():
+        found, kept = _list(source)
+        if not found:
+            raise UsageError(f"{source} holds no files to archive.")
+        pinned = {} if include_versions else _pinned(source, found)
+        if remove:
+            for parent in {file.path.parent for file in found if file.name not in pinned}:
+                durable.require_writable(parent)
+        members = _archive(source, target, found)
+        kept += [Kept(name, reason) for name, reason in sorted(pinned.items())]
+        removed = _remove(found, pinned, kept) if remove else ()
+    return ArchiveReport(
+        path=target,
+        members=members,
+        removed=removed,
+        kept=tuple(kept),
+        original_bytes=sum({f.inode: f.status.st_size for f in found}.values()),
+        archive_bytes=target.stat().st_size,
+    )
+
+
+def _archive(source: Path, target: Path, found: Sequence[Original]) -> tuple[Member, ...]:
+    """Make the archive under a hidden name, prove it, and only then give it its own."""
+    temporary = pack(source, target, found)
+    try:
+        members = read_back(temporary, target, source, found)
+        durable.claim(temporary, target)
+    except FileExistsError as error:
+        raise UsageError(f"{target} exists already; somebody else made it just now.") from error
+    finally:
+        durable.remove_quietly(temporary)
+    durable.sync_folder(target.parent)
+    return members
+
+
+def _check_target(source: Path, target: Path) -> None:
+    if not source.is_dir():
+        raise UsageError(f"expected a folder to archive, got {source}, which is no folder.")
+    if suffix_of(target) is None:
+        raise UsageError(f"expected an archive that ends in {' or '.join(SUFFIXES)}, got {target.name}.")
+    if target.resolve().is_relative_to(source.resolve()):
+        raise UsageError(f"{target} lies in the folder that it shall hold. Give a place outside {source}.")
+    if os.path.lexists(target):
+        raise UsageError(f"{target} exists already, and an archive is never replaced. Give another name.")
+
+
+def _list(source: Path) -> tuple[list[Original], list[Kept]]:
+    """The files to pack, sorted by name, and those that are left alone."""
+    found: list[Original] = []
+    kept: list[Kept] = []
+    for where, folders, names in os.walk(source):
+        at = Path(where)
+        record = at.name == folder.HIDDEN and at != source
+        for name in [n for n in folders if (at / n).is_symlink()]:
+            kept.append(Kept((at / name).relative_to(source).as_posix(), "a symbolic link"))
+        folders[:] = (
+            [] if record else sorted(n for n in folders if not n.startswith(".") or n == folder.HIDDEN)
+        )
+        for name in sorted(names):
+            path = at / name
+            shown = path.relative_to(source).as_posix()
+            status = os.lstat(path)
+            if not stat.S_ISREG(status.st_mode):
+                kept.append(
+                    Kept(shown, "a symbolic link" if stat.S_ISLNK(status.st_mode) else "no regular file")
+                )
+            elif name in _KEPT_RECORDS if record else not name.startswith("."):
+                found.append(Original(shown, path, status))
+    return sorted(found, key=lambda f: f.name), kept
+
+
+@contextmanager
+def _sole_writer(source: Path) -> Iterator[None]:
+    """Hold every checkpoint folder below, so that no run saves into what is being put away."""
+    with ExitStack() as held:
+        for where, folders, _ in os.walk(source):
+            if folder.HIDDEN in folders:
+                lease = Lease(Path(where))
+                lease.acquire()
+                held.callback(lease.release)
+        yield
+
+
+def _pinned(source: Path, found: Sequence[Original]) -> dict[str, str]:
+    """The packed files that stay, with why: versions and their cards, what somebody pinned, the pins."""
+    reasons: dict[str, str] = {}
+    for parent in sorted({file.path.parent for file in found}):
+        at = "" if parent == source else parent.relative_to(source).as_posix() + "/"
+        if parent.name == folder.HIDDEN:
+            reasons |= {
+                file.name: "the folder's rules and pins" for file in found if file.path.parent == parent
+            }
+            continue
+        reasons |= {at + name: "a promoted version" for name in pinned_names(parent)}
+        try:
+            reasons |= {at + name: f"pinned by hand: {why}" for name, why in folder.read_pins(parent).items()}
+        except CheckpointError as error:
+            _log.warning("the pins of %s cannot be read; nothing of it is deleted. %s", parent, error)
+            reasons |= {f.name: "the folder's pins cannot be read" for f in found if f.path.parent == parent}
+    names = {file.name for file in found}
+    return {name: why for name, why in reasons.items() if name in names}
+
+
+def _remove(found: Sequence[Original], pinned: dict[str, str], kept: list[Kept]) -> tuple[str, ...]:
+    """Delete the originals that are still what was packed."""
+    removed = []
+    for file in found:
+        if file.name in pinned or file.path.parent.name == folder.HIDDEN:
+            continue
+        if not file.is_unchanged():
+            kept.append(Kept(file.name, "changed while it was archived"))
+            continue
+        durable.remove(file.path)
+        removed.append(file.name)
+    for parent in {file.path.parent for file in found}:
+        durable.sync_folder(parent)
+    return tuple(removed)

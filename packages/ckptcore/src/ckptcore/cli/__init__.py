@@ -1,0 +1,63 @@
+"""The `ckpt` command. Commands import what they need when they run, so that a list starts at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from typer.main import get_command
+
+from ckptcore.cli import checking, publishing, reading, running, space  # noqa: F401 - each adds its commands
+from ckptcore.cli.app import Command, app
+from ckptcore.cli.output import FINDING, FINE, WRONG_USAGE, error_line, note
+from ckptcore.errors import CheckpointError, FolderNotWritable, UsageError
+
+__all__ = ["app", "main", "run"]
+
+_ORDER = (
+    "list", "latest", "show", "versions", "du", "verify", "diff", "compare", "plan", "clean", "archive",
+    "resume", "import", "export-weights", "promote",
+)  # fmt: skip
+_INTERRUPTED = 130
+
+for _command in app.registered_commands:
+    _command.cls = Command
+app.registered_commands.sort(key=lambda command: _ORDER.index(command.name or ""))
+
+
+def main() -> None:
+    """The entry point of `ckpt`."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code: 0 fine, 1 a finding, 2 wrong usage."""
+    for stream in (sys.stdout, sys.stderr):
+        # A file name need not be text; a terminal need not know every character.
+        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
+    try:
+        get_command(app).main(args=list(arguments), prog_name="ckpt")
+        sys.stdout.flush()
+        return FINE
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else FINE if end.code is None else WRONG_USAGE
+    except (UsageError, FolderNotWritable) as error:
+        return _failed(error, WRONG_USAGE)
+    except CheckpointError as error:
+        return _failed(error, FINDING)
+    except BrokenPipeError:
+        # The reader (head, less) has what it wanted; without this, Python complains at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FINE
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        return _failed(error, WRONG_USAGE)
+    except OSError as error:
+        return _failed(error, FINDING)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+
+
+def _failed(error: BaseException, code: int) -> int:
+    note(f"ckpt: {error_line(error)}")
+    return code

@@ -1,0 +1,123 @@
+"""What a manager knows of its run: what was measured, what is saved, and what a new checkpoint must beat."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from ckptcore import rotation
+from ckptcore.catalogue import Listed
+from ckptcore.layouts.layout import Layout, Moment
+from ckptcore.loading import Checkpoint
+from ckptcore.rules import Past, Progress, finite_score, improves, metrics_watched
+
+
+class RunRecord:
+    """The memory of one run. What it says of files is read from disk again after every save.
+
+    Attributes:
+        history: what was measured in every finished epoch, by metric.
+        stages: names of the stages seen, in their order.
+        sequence: how many saves the run made, over all its sessions: tells the newest file without a clock.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.history: dict[str, list[float]] = {}
+        self.stages: list[str] = []
+        self.sequence = 0
+        self._layout = layout
+        self._watched = metrics_watched(layout.save)
+        self._feeds = rotation.roles_fed(layout)
+        self._opened = time.monotonic()
+        self._past: dict[str, Past] = {}
+        self._best: dict[str, float] = {}
+        self._best_epoch: int | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Monotonic seconds since the record was opened."""
+        return time.monotonic() - self._opened
+
+    def due(self, progress: Progress) -> set[str]:
+        """The roles that the layout's save rules want filled now."""
+        nothing = Past()
+        return {
+            rule.role
+            for rule in self._layout.save
+            if rule.due(progress, replace(self._past.get(rule.role, nothing), best=self._best))
+        }
+
+    def measure(self, progress: Progress) -> None:
+        """Take down the stage, and what a finished epoch measured; an epoch run again replaces what was there."""
+        if progress.stage is not None and progress.stage not in self.stages:
+            self.stages.append(progress.stage)
+        if not progress.epoch_end:
+            return
+        for name, value in progress.metrics.items():
+            values = self.history.setdefault(name, [])
+            del values[progress.epoch :]
+            values.extend([float("nan")] * (progress.epoch - len(values)))
+            values.append(value)
+
+    def moment(self, progress: Progress) -> Moment:
+        """Everything that a layout may put into a name or a state now."""
+        best, best_epoch = dict(self._best), self._best_epoch
+        for metric, mode in self._watched.items():
+            value = finite_score(progress.metrics, metric)
+            if value is not None and improves(value, best.get(metric), mode):
+                best[metric] = value
+                best_epoch = progress.epochs_finished if metric == self._layout.metric else best_epoch
+        return Moment(
+            progress=progress,
+            history={name: list(values) for name, values in self.history.items()},
+            best=best,
+            best_epoch=best_epoch,
+            monitor=self._layout.metric,
+            stage_number=self.stages.index(progress.stage) + 1 if progress.stage in self.stages else 0,
+            timestamp=datetime.now(UTC).isoformat(),
+        )
+
+    def note(self, moment: Moment, roles: set[str]) -> None:
+        """Count a save as made, ahead of its being durable: the loop asks its rules again before that."""
+        progress = moment.progress
+        for role in roles:
+            self._past[role] = Past(progress.epochs_finished, progress.global_step, progress.seconds)
+        fed = {metric for metric, feeds in self._feeds.items() if feeds & roles}
+        self._best = self._best | {metric: moment.best[metric] for metric in fed if metric in moment.best}
+        if self._layout.metric in fed:
+            self._best_epoch = moment.best_epoch
+
+    def read(self, files: Sequence[Listed], until: Checkpoint | None = None) -> None:
+        """Take from the run's files on disk what was saved when, and the best of it.
+
+        Args:
+            files: the native files of the run, from old to new.
+            until: the checkpoint that training goes on from; what was saved after it counts only as the best.
+        """
+        self.sequence = max((self.sequence, *(file.sequence for file in files)))
+        self.read_best(files)
+        limit = None if until is None else (until.header.epochs_finished or 0, until.header.global_step or 0)
+        past: dict[str, Past] = {}
+        for file in files:
+            if file.header is None or (limit is not None and file.order[:2] > limit):
+                continue
+            age = time.time() - file.modified / 1e9
+            for role in self._layout.roles_of(file.name):
+                past[role] = Past(file.header.epochs_finished, file.header.global_step, self.seconds - age)
+        self._past = past
+
+    def read_best(self, files: Sequence[Listed]) -> None:
+        """Take from the files on disk what a new checkpoint must beat."""
+        self._best = rotation.best_values(files, self._layout)
+        best = rotation.best_name(files, self._layout)
+        self._best_epoch = next(
+            (f.header.epochs_finished for f in files if f.header and f.name == best), None
+        )
+
+    def restore(self, found: Checkpoint) -> None:
+        """Take over the history and the stages of the checkpoint that training goes on from."""
+        self.history = self._layout.recall(found)
+        stages = found.header.metadata.get("stages")
+        self.stages = [str(stage) for stage in stages] if isinstance(stages, list) else []

@@ -1,0 +1,27 @@
+"""Fixtures that test modules of ckptcore share, and the folder of their helper modules on the path."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HELPERS = Path(__file__).parent / "helpers"
+sys.path.insert(0, str(HELPERS))
+
+
+@pytest.fixture
+def small_state() -> dict[str, Any]:
+    """A training state with everything that is hard to store: model, AdamW, odd types, tied weights."""
+    from states import small_state
+
+    return small_state()
+
+
+@pytest.fixture
+def tiny_file(tmp_path: Path) -> Path:
+    """The smallest checkpoint that has a model, an optimizer entry and metrics: about 3 KB."""
+    import ckptcore
+    from states import tiny_state
+
+    return ckptcore.save(tmp_path / "tiny.pt", tiny_state(), {"roles": ["latest"]})
