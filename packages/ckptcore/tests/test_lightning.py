@@ -305,7 +305,8 @@ class Module(pl.LightningModule):
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.01)
 callback = CheckpointCallback("loss", "min", {str(tmp_path)!r})
-trainer = pl.Trainer(max_epochs=2, callbacks=[callback], logger=False, enable_progress_bar=False, accelerator="cpu")
+quiet = dict(logger=False, enable_progress_bar=False, accelerator="cpu")
+trainer = pl.Trainer(max_epochs=2, callbacks=[callback], **quiet)
 trainer.fit(Module(), torch.utils.data.DataLoader(torch.ones(8, 2)))
 assert trainer.checkpoint_callbacks == [callback], trainer.checkpoint_callbacks
 Module.load_from_checkpoint(callback.best_model_path)

@@ -54,7 +54,7 @@ TEST_RESULTS = {"test_loss": 0.234, "test_f1": 0.851, "test_accuracy": 0.89, "te
 
 
 def fits(value, schema):
-    """Whether a JSON value has the form that a schema describes: types, [items], {keys: values}, datetime with offset."""
+    """Whether a JSON value has the form of a schema: types, [items], {keys: values}, datetime with offset."""
     if schema is datetime:
         return isinstance(value, str) and datetime.fromisoformat(value).utcoffset() is not None
     if isinstance(schema, list):
@@ -230,8 +230,8 @@ EXPECTED = {
 
 def a_module():
     module = types.ModuleType("config")
-    source = "from __future__ import annotations\nimport os\nfrom typing import Any\nNames = list[str]\ndef f(): ...\n"
-    exec(source, vars(module))
+    lines = ("from __future__ import annotations", "import os", "from typing import Any", "Names = list[str]")
+    exec("\n".join((*lines, "def f(): ...")), vars(module))
     given = {"LR": 1e-3, "DATA": Path("/data"), "AUGMENTATION": Augmentation(), "COLOUR": Colour.RED}
     vars(module).update(
         given, _private=1, log=logging.getLogger("x"), Colour=Colour, thing=object(), pick=max

@@ -8,7 +8,9 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from torch import nn
 
 import ckptcore
 from ckptcore import durable
+from ckptcore.archive import archive
 from ckptcore.errors import (
     CheckpointError,
     DamagedCheckpoint,
@@ -24,6 +27,7 @@ from ckptcore.errors import (
     UsageError,
     VersionRefused,
 )
+from ckptcore.exporting import export_weights
 from ckptcore.versions import check_version, list_versions, pinned_names, promote
 
 HYPERPARAMETERS = {"batch_size": 32, "learning_rate": 1e-4, "epochs": 30, "head": [2048, 512]}
@@ -389,19 +393,52 @@ def test_a_failing_write_leaves_no_version_and_no_litter(best, tmp_path, monkeyp
     monkeypatch.setattr(durable, "_reflink", lambda a, b: False)
     for calls in range(2):
         left[0] = calls
-        with pytest.raises(DiskFull if number != errno.EIO else OSError):
+        with pytest.raises(DiskFull if number != errno.EIO else OSError) as caught:
             promote(best, bump="minor")
+        assert ".ckptcore-" not in str(caught.value)
         assert os.listdir(tmp_path) == before
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder_is_said(best, tmp_path):
-    tmp_path.chmod(0o555)
+@pytest.fixture
+def ordinary_user():
+    """Root may write anywhere, so root asks as somebody else."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
     try:
-        with pytest.raises(FolderNotWritable, match="Permission denied"):
-            promote(best, bump="minor")
+        yield
     finally:
-        tmp_path.chmod(0o755)
+        os.seteuid(0)
+
+
+@pytest.fixture
+def read_only_folder(best):
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "below").mkdir()
+        for target in (folder / best.name, folder / "below" / best.name):
+            target.write_bytes(best.read_bytes())
+            target.chmod(0o444)
+        (folder / "below").chmod(0o555)
+        folder.chmod(0o555)
+        yield folder
+        folder.chmod(0o755)
+        (folder / "below").chmod(0o755)
+
+
+def test_row_2_5_a_folder_without_write_permission_is_said(read_only_folder, ordinary_user):
+    file = read_only_folder / "resnet50_best.pth"
+    attempts = (
+        lambda: promote(file, bump="minor"),
+        lambda: export_weights(file, read_only_folder / "a.safetensors"),
+        lambda: archive(read_only_folder / "below", read_only_folder / "a.tar.gz"),
+        lambda: promote(file, bump="minor", directory=read_only_folder / "new"),
+    )
+    for attempt in attempts:
+        with pytest.raises(FolderNotWritable, match="Permission denied"):
+            attempt()
+    assert sorted(os.listdir(read_only_folder)) == ["below", file.name]
 
 
 def test_a_folder_that_cannot_be_written_is_said(best, tmp_path):

@@ -47,7 +47,7 @@ def announce(stream: TextIO | None = None) -> None:
 def saved_lines(
     directory: Path, layout: Layout, names: Mapping[str, str], moment: Moment
 ) -> Iterator[tuple[int, str]]:
-    """Log level and text for each file of a save; the latest, which comes every epoch, is of interest only to debuggers."""
+    """Log level and text for each file of a save; the latest, every epoch, interests only debuggers."""
     for role, name in names.items():
         if role == "best":
             yield logging.INFO, f"saved best model: {name} ({layout.metric}: {moment.metric:.4f})"

@@ -67,6 +67,29 @@ def make_folder(folder: Path) -> None:
         raise FolderNotWritable(f"{folder} is no folder; expected a folder to keep checkpoints in.")
 
 
+def make_new_folder(wanted: Path) -> Path:
+    """Make a folder that was not there; where the name is taken, one whose name ends in _2, _3, ...
+
+    Raises:
+        FolderNotWritable: it cannot be made.
+    """
+    make_folder(wanted.parent)
+    folder, number = wanted, 1
+    while True:
+        try:
+            os.mkdir(folder)
+        except FileExistsError:
+            number += 1
+            folder = wanted.with_name(f"{wanted.name}_{number}")
+        except OSError as error:
+            raise FolderNotWritable(
+                f"cannot make the folder {folder}: {error.strerror}. Give a folder that you may write to."
+            ) from error
+        else:
+            sync_folder(folder.parent)
+            return folder
+
+
 def require_writable(folder: Path) -> None:
     """Prove that files can be made in a folder, by making one.
 

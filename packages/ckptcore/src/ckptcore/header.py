@@ -153,13 +153,32 @@ def tensor_entries(
 
 
 def encode_table(tensors: Sequence[TensorEntry], records: Sequence[RecordEntry]) -> bytes:
-    """The bytes of the tensor table record."""
-    return canonical_json(
+    """The bytes of the tensor table record.
+
+    Raises:
+        UnsavableValue: it is more than readers accept.
+    """
+    table = canonical_json(
         {
             "tensors": [[e.name, e.dtype, list(e.shape), e.storage, e.digest] for e in tensors],
             "records": [[r.name, r.size, f"{r.crc32:08x}", r.digest] for r in records],
         }
     )
+    if len(table) > MAX_TABLE:
+        raise UnsavableValue(
+            "", f"the table of {len(tensors):,} tensors takes {len(table):,} bytes; at most {MAX_TABLE:,}. Store fewer."
+        )
+    if too_many_brackets(table):
+        raise UnsavableValue("", "the names of its tensors are brackets for the most part. Rename them.")
+    return table
+
+
+def too_many_brackets(data: bytes) -> bool:
+    """Whether a large JSON text holds more lists and objects for its length than our tables do.
+
+    An empty list takes 3 bytes there and 64 in memory; a row with its digest has two lists in 80 bytes or more.
+    """
+    return len(data) > 1 << 20 and data.count(b"[") + data.count(b"{") > len(data) // 8
 
 
 def decode_table(data: bytes) -> tuple[list[TensorEntry], list[RecordEntry]]:
@@ -168,6 +187,8 @@ def decode_table(data: bytes) -> tuple[list[TensorEntry], list[RecordEntry]]:
     Raises:
         ValueError: it is not of that form.
     """
+    if too_many_brackets(data):
+        raise ValueError("the tensor table has more lists than rows")
     try:
         table = json.loads(data)
         tensors = [

@@ -1,4 +1,4 @@
-"""A Lightning callback that keeps the one best checkpoint: durable, digested, and still a Lightning checkpoint.
+"""A Lightning callback that keeps the one best checkpoint: durable, digested, and still Lightning's own.
 
 Works with ``lightning`` and with ``pytorch_lightning``; neither is imported before a callback is made.
 """
@@ -56,8 +56,8 @@ class CheckpointCallback:
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        # A Trainer adds a checkpoint callback of its own unless one is an instance of its Checkpoint class. There
-        # are two such classes, and which one is meant is known only once the user has imported a Lightning.
+        # A Trainer adds a checkpoint callback of its own unless one is an instance of its Checkpoint class.
+        # There are two such classes, and which is meant is known only once the user has imported a Lightning.
         kind: Any = cls
         made: Self = object.__new__(_with_bases(kind, _checkpoint_bases()))
         return made
@@ -209,14 +209,14 @@ class CheckpointCallback:
             return
         if not path.is_file():
             raise UsageError(
-                f"{type(trainer.strategy).__name__} writes no single file; expected a strategy that gathers the "
-                "state, such as DDP or FSDP with state_dict_type='full'."
+                f"{type(trainer.strategy).__name__} writes no single file; expected a strategy that gathers "
+                "the state, such as DDP or FSDP with state_dict_type='full'."
             )
         _log.info("saved best model: %s (%s: %.4f)", path.name, self.monitor, metrics[self.monitor])
         rotation.rotate(self.dirpath, self.layout, self.run_key, spare=[path.name])
 
     def _adopt_from_disk(self) -> None:
-        """The best of this run is the best one on disk, which a run resumed from an earlier file knows nothing of."""
+        """The best one on disk is the best of this run, even if the file resumed from is older than it."""
         import torch
 
         rotation.drop_former_bests(self.dirpath, self.layout)

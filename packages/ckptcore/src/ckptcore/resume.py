@@ -86,7 +86,7 @@ def candidates(catalogue: Catalogue, layout: Layout, run_key: str | None) -> Ite
 
 
 def _is_whole(file: Listed, layout: Layout) -> bool:
-    """Whether a file holds more than weights; no run goes on from one that does not while there is another."""
+    """Whether a file holds more than weights; no run goes on from weights while there is another file."""
     roles = file.header.roles if file.header is not None else ()
     return not roles or not set(roles) <= layout.weights_only
 

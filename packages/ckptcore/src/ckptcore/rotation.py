@@ -44,9 +44,9 @@ class Plan:
     Attributes:
         decisions: for the files of the run, from old to new.
         untouched: name and reason of the files that rotation never looks at.
-        verdicts: for every one of these files, for whoever needs space: "must stay" (best, latest, versions, what
-            was pinned by hand), "may go" (kept by a rule or as a milestone, of another run, damaged), "safe to
-            delete" (rotation would delete it), or "yours to decide" (another program's, or saved by hand).
+        verdicts: for every one of these files, for whoever needs space: "must stay" (best, latest, versions,
+            what was pinned by hand), "may go" (kept by a rule or as a milestone, of another run, damaged),
+            "safe to delete" (rotation would delete it), "yours to decide" (foreign, or saved by hand).
     """
 
     decisions: tuple[Decision, ...]
@@ -86,7 +86,8 @@ def plan_folder(
     decisions = {d.name: d for d in plan([e for n, e in entries.items() if n not in former], keep or layout.keep)}
     decisions |= {n: Decision(n, False, f"no longer the best ({best} is)", entries[n].size) for n in former}
     verdicts = {n: SAFE_TO_DELETE if not d.keep else _verdict(entries[n]) for n, d in decisions.items()}
-    verdicts |= {file.name: _verdict_on_other(file, run_key) for file in catalogue if file.name not in verdicts}
+    others = [file for file in catalogue if file.name not in verdicts]
+    verdicts |= {f.name: MUST_STAY if f.name in pins else _verdict_on_other(f, run_key) for f in others}
     return Plan(tuple(decisions[file.name] for file in ours), tuple(untouched), verdicts)
 
 
@@ -96,6 +97,8 @@ def _verdict(entry: Entry) -> str:
 
 def _verdict_on_other(file: Listed, run_key: str) -> str:
     """What can be said of a file that rotation does not look at."""
+    if is_version(file.name):
+        return MUST_STAY
     if file.header is None:
         return MAY_GO
     return MAY_GO if file.native and file.header.run_key not in (None, run_key) else UNDECIDED

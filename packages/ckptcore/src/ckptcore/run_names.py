@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from itertools import count
-from pathlib import Path
 
-from ckptcore import durable
-from ckptcore.errors import FolderNotWritable, UsageError
+from ckptcore.errors import UsageError
 
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 _LONGEST_PART = 100
@@ -18,7 +15,7 @@ def nested_name(name: str | None) -> str:
     """A root name that stays below the data folder."""
     parts = (name or "").split("/")
     if any(part in ("", ".", "..") or not _is_safe(part) for part in parts):
-        raise UsageError(f"root_name: expected folders below the data, as 'flares/multiclass', got {name!r}.")
+        raise UsageError(f"root_name: expected folders below the data, as 'cutouts/hale', got {name!r}.")
     return "/".join(parts)
 
 
@@ -36,27 +33,10 @@ def folder_part(name: str) -> str:
     cleaned = re.sub(r"[^\w.+=-]+", "_", str(name)).strip(".")
     if not cleaned or not _is_safe(cleaned):
         raise UsageError(
-            f"expected a name of 1 to {_LONGEST_PART} letters and digits for a folder, got {name!r}. Give a short one."
+            f"expected a name of 1 to {_LONGEST_PART} letters and digits for a folder, got {name!r}. "
+            "Give a short one."
         )
     return cleaned
-
-
-def make_new_folder(wanted: Path) -> Path:
-    """Make a folder that was not there; of two runs in one second, the later one's ends in _2."""
-    durable.make_folder(wanted.parent)
-    for number in count(1):
-        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}_{number}")
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise FolderNotWritable(
-                f"cannot make the folder {folder}: {error.strerror}. Give a data_folder that you may write to."
-            ) from error
-        durable.sync_folder(folder.parent)
-        return folder
-    raise AssertionError("count() does not end")
 
 
 def is_first_process() -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ckptcore import durable
 from ckptcore.errors import UsageError
 from ckptcore.rules import Mode
-from ckptcore.run_names import folder_part, is_first_process, make_new_folder, nested_name
+from ckptcore.run_names import folder_part, is_first_process, nested_name
 from ckptcore.settings import plain_json, settings_of, to_text
 
 if TYPE_CHECKING:
@@ -27,15 +27,15 @@ Tracker = Callable[[str, Mapping[str, Any]], object]
 
 
 class CheckpointManager:
-    """Makes and fills the folder of one run: ``checkpoints/<root_name>/<start>_<model>_<loss>/`` below the data.
+    """Makes and fills the folder of one run: ``checkpoints/<root_name>/<start>_<model>_<loss>/``.
 
     Specialise it in one line: ``class HaleManager(CheckpointManager, root_name="cutouts/hale"): ...``
 
     Args:
         root_name: what kind of model this is; nests with "/", as "flares/binary_classification".
         data_folder: where ``checkpoints/`` lies.
-        model_name: becomes part of the folder's name, as does ``loss_function``; signs that have no place there
-            become "_".
+        model_name: becomes part of the folder's name, as does ``loss_function``; signs that have no place
+            there become "_".
         loss_function: name of the loss.
         tracker: called as ``tracker(file_name, content)`` after a file was written; or an object with such a
             method ``log``.
@@ -81,7 +81,7 @@ class CheckpointManager:
         )
         self.directory = parent / "_".join(parts)
         if self._writes:
-            self.directory = make_new_folder(self.directory)
+            self.directory = durable.make_new_folder(self.directory)
 
     def get_checkpoint_callback(self, monitor: str = "val_f1", mode: Mode = "max") -> CheckpointCallback:
         """The callback for a Trainer: keeps ``best-epoch02-val_f1-0.847.ckpt`` and no other.
@@ -137,10 +137,11 @@ class CheckpointManager:
         """Write ``classification_report.json``: the test metrics, for several classes also one by one.
 
         Args:
-            report: test_metrics, and whatever else is to be told; class_names and per_class_metrics may stand in
-                it as well.
+            report: test_metrics, and whatever else is to be told; class_names and per_class_metrics may stand
+                in it as well.
             class_names: in the order of the model's outputs.
-            per_class_metrics: class name to its metrics; or metric to its values in the order of the class names.
+            per_class_metrics: class name to its metrics; or metric to its values in the order of the class
+                names.
 
         Raises:
             UsageError: there are not as many values as classes.
@@ -251,6 +252,7 @@ def _by_class(told: Mapping[str, Any], names: list[str] | None) -> dict[str, Any
     wrong = next((metric for metric, values in lists.items() if len(values) != len(names)), None)
     if wrong is not None:
         raise UsageError(
-            f"per_class_metrics: expected {len(names)} values of {wrong}, one for each class, got {len(lists[wrong])}."
+            f"per_class_metrics: expected {len(names)} values of {wrong}, one for each class, "
+            f"got {len(lists[wrong])}. Give them in the order of class_names."
         )
     return {name: {metric: values[at] for metric, values in lists.items()} for at, name in enumerate(names)}

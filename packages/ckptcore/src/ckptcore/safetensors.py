@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckptcore.dtypes import ITEM_SIZE, is_possible, numel
 from ckptcore.errors import DamagedCheckpoint
-from ckptcore.header import canonical_json, read_exactly
+from ckptcore.header import canonical_json, read_exactly, too_many_brackets
 
 if TYPE_CHECKING:
     import torch
@@ -54,8 +54,11 @@ def read_placements(fd: int) -> tuple[dict[str, Placement], dict[str, str], int]
         raise ValueError(
             f"its header claims {length:,} bytes; the file has {size:,} and a header {MAX_HEADER:,} at most"
         )
+    header = read_exactly(fd, length, 8)
+    if too_many_brackets(header):
+        raise ValueError("its header has more lists and objects than tensors of that many bytes")
     try:
-        found = json.loads(read_exactly(fd, length, 8).decode("utf-8"), object_pairs_hook=_no_doubles)
+        found = json.loads(header.decode("utf-8"), object_pairs_hook=_no_doubles)
         if not isinstance(found, dict):
             raise TypeError("no object")
         metadata = found.pop("__metadata__", {})

@@ -1,4 +1,4 @@
-"""Settings as JSON: what of a module, a dataclass or a mapping is a setting, and how its values are written."""
+"""Settings as JSON: what of a module, a dataclass or a mapping is a setting, and how it is written."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def settings_of(source: Any) -> dict[str, Any]:
     no value to tell. Passwords and keys of services are left out too.
 
     Args:
-        source: a module, its variables (``vars(config)``), a dataclass, a mapping, or any object with attributes.
+        source: a module, its variables (``vars(config)``), a dataclass, a mapping, or any object with
+            attributes.
 
     Raises:
         UsageError: it has no names and values.
@@ -66,7 +67,7 @@ def _variables(source: Any) -> Mapping[str, Any]:
     if isinstance(source, type):  # class Config: LEARNING_RATE = 0.1
         return {name: value for kind in reversed(source.__mro__[:-1]) for name, value in vars(kind).items()}
     if hasattr(source, "__dict__"):
-        return vars(source)
+        return dict(vars(source))
     raise UsageError(f"expected a module, a dataclass or a mapping of settings, got {type(source).__name__}.")
 
 
@@ -88,7 +89,12 @@ def is_setting(value: Any) -> bool:
     if typing.get_origin(value) is not None or type(value).__module__ in ("typing", "__future__"):
         return False
     # An object that has nothing to say of itself but its address.
-    return type(value).__repr__ is not object.__repr__ or dataclasses.is_dataclass(value) or _is_tensor(value)
+    return _has(value, "__repr__") or dataclasses.is_dataclass(value) or _is_tensor(value)
+
+
+def _has(value: Any, method: str) -> bool:
+    """Whether a value's class has more to say than what every object has."""
+    return getattr(type(value), method) is not getattr(object, method)
 
 
 def plain_json(value: Any, name: str = "") -> Any:
@@ -105,8 +111,10 @@ def plain_json(value: Any, name: str = "") -> Any:
         raise UsageError(
             f"{name[:60]}...: nested deeper than {_DEEPEST} levels, or it holds itself. Flatten it."
         )
-    if value is None or isinstance(value, (bool, str)):
-        return value if type(value) in (bool, type(None)) else _text(value)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return _text(value)
     if isinstance(value, enum.Enum):
         return plain_json(value.value, name)
     if isinstance(value, (int, float)):
@@ -167,7 +175,7 @@ def _other(value: Any) -> str:
         return f"{value.total_seconds():g} s"
     if callable(value) and hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
-    return _text(str(value) if type(value).__str__ is not object.__str__ else repr(value))
+    return _text(str(value))
 
 
 def to_text(value: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 from ckptcore import durable, reader
 from ckptcore.cards import ParentVersion, VersionCard, check_version, list_versions, pinned_names
-from ckptcore.errors import DamagedCheckpoint, UnsavableValue, UsageError, VersionRefused
+from ckptcore.errors import DamagedCheckpoint, DiskFull, UnsavableValue, UsageError, VersionRefused
 from ckptcore.header import MODEL_KEYS, Header, TensorEntry, canonical_json, encode_number, jsonable
 from ckptcore.reader import Opened
 from ckptcore.semver import SUFFIXES, Semver, VersionName, base_name, version_of
@@ -280,6 +280,9 @@ def _publish(source: Path, card: VersionCard) -> None:
         # Now a file of that name is there: ours, or one that a killed promotion left, or a rival's.
         _check_left(target, card)
         _claim(text, card.card_path, f"version {card.version} was promoted by somebody else just now.")
+    except DiskFull as error:
+        # The error shall name the version, not the hidden unfinished file.
+        raise DiskFull(target, error.needed, error.free) from error
     finally:
         durable.remove_quietly(copy)
         durable.remove_quietly(text)

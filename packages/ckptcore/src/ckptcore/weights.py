@@ -258,8 +258,8 @@ def model_digest(model: torch.nn.Module | Mapping[str, Any]) -> str:
 
 def raw_bytes(tensor: torch.Tensor) -> tuple[TensorSpec, torch.Tensor, memoryview]:
     """What a tensor is, its row-major bytes, and between them the tensor that keeps these bytes alive."""
-    from ckptcore.writing import _bytes_of, _contiguous
+    from ckptcore.writing import bytes_of, contiguous
 
-    own = _contiguous(tensor)
+    own = contiguous(tensor)
     spec = TensorSpec(str(own.dtype).removeprefix("torch."), tuple(own.shape))
-    return spec, own, _bytes_of(own, spec)
+    return spec, own, bytes_of(own, spec)

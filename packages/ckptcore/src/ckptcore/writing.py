@@ -126,12 +126,12 @@ def write(fd: int, encoded: Encoded) -> str | None:
     Raises:
         UnsavableValue: it is more than readers accept, or of a type that is not stored.
     """
-    tensors = [_contiguous(t) for t in encoded.tensors]
+    tensors = [contiguous(t) for t in encoded.tensors]
     specs = [_spec(t) for t in tensors]
     pickle = pickled.emit(encoded.tree, specs)
     if len(pickle) > MAX_PICKLE:
         raise UnsavableValue("", f"the plain values take {len(pickle):,} bytes; store long lists as tensors.")
-    views = [_bytes_of(tensor, spec) for tensor, spec in zip(tensors, specs, strict=True)]
+    views = [bytes_of(tensor, spec) for tensor, spec in zip(tensors, specs, strict=True)]
     with Stream(fd, encoded.nbytes) as stream, Crew(views, buffer_digests, helpers=cores()) as hashing:
         records = _Records(stream)
         for name, data in ((DATA_PICKLE, pickle), *FIXED_RECORDS.items()):
@@ -186,11 +186,11 @@ def _spec(tensor: torch.Tensor) -> TensorSpec:
     return TensorSpec(dtype, tuple(tensor.shape))
 
 
-def _contiguous(tensor: torch.Tensor) -> torch.Tensor:
+def contiguous(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
 
 
-def _bytes_of(tensor: torch.Tensor, spec: TensorSpec) -> memoryview:
+def bytes_of(tensor: torch.Tensor, spec: TensorSpec) -> memoryview:
     """The bytes of a contiguous CPU tensor, without NumPy and without a copy; valid while the tensor lives."""
     if spec.nbytes == 0:
         return memoryview(b"")

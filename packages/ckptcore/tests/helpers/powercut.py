@@ -8,7 +8,6 @@ change, and one across folders is two. Syncing a file says nothing about its nam
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -53,11 +52,13 @@ class Recording:
         start: names by folder, before the first operation; -1 means a folder.
         contents: of the files that were there.
         operations: in order.
+        left: contents at the end, of the files that are still there.
     """
 
     start: dict[str, dict[str, int]] = field(default_factory=dict)
     contents: dict[int, bytes] = field(default_factory=dict)
     operations: list[Operation] = field(default_factory=list)
+    left: dict[int, bytes] = field(default_factory=dict)
 
     def mark(self, what: Any) -> None:
         """Note that from here on a caller was told that something is done."""
@@ -74,7 +75,7 @@ class _Recorder:
         for where, folders, names in os.walk(root):
             at = self._relative(where) or ""
             self.recording.start[at] = dict.fromkeys(folders, -1) | {
-                name: self._file(os.path.join(where, name)) for name in names
+                name: self.number(os.path.join(where, name)) for name in names
             }
             for name in names:
                 number = self.recording.start[at][name]
@@ -89,7 +90,7 @@ class _Recorder:
             return None
         return "" if found == "." else found
 
-    def _file(self, path: Any, new: bool = False) -> int:
+    def number(self, path: Any, new: bool = False) -> int:
         inode = os.stat(path, follow_symlinks=False).st_ino
         if new or inode not in self._files:
             self._count += 1
@@ -114,9 +115,9 @@ class _Recorder:
             if os.path.isdir(path):
                 self._open[fd] = ("folder", shown)
             else:
-                self._open[fd] = ("file", self._file(path, new))
+                self._open[fd] = ("file", self.number(path, new))
             if new:
-                self._add("create", (shown, self._file(path)))
+                self._add("create", (shown, self.number(path)))
         return fd
 
     def data(self, call: Callable[..., Any], fd: int, *rest: Any) -> Any:
@@ -138,7 +139,7 @@ class _Recorder:
     def rename(self, call: Callable[..., None], source: Any, target: Any, **named: Any) -> None:
         old, new = self._relative(source), self._relative(target)
         same = os.path.lexists(target) and os.path.samefile(source, target)
-        file = -1 if os.path.isdir(source) else self._file(source)
+        file = -1 if os.path.isdir(source) else self.number(source)
         call(source, target, **named)
         if old is not None and new is not None and not same:
             self._add("rename", (new, file), (old, None))
@@ -147,7 +148,7 @@ class _Recorder:
         call(source, target, **named)
         shown = self._relative(target)
         if shown is not None:
-            self._add("link", (shown, self._file(target)))
+            self._add("link", (shown, self.number(target)))
 
     def unlink(self, call: Callable[..., None], path: Any, **named: Any) -> None:
         call(path, **named)
@@ -188,6 +189,9 @@ def recorded(root: Path) -> Iterator[Recording]:
     patches = {n: watched(getattr(recorder, h), getattr(os, n)) for n, h in _WATCHED.items()}
     with mock.patch.multiple(os, **patches):
         yield recorder.recording
+    for path in root.rglob("*"):
+        if path.is_file():
+            recorder.recording.left[recorder.number(path)] = path.read_bytes()
 
 
 @dataclass(frozen=True)
@@ -245,7 +249,7 @@ def survey(recording: Recording, seed: int = 0) -> Survey:
     synced = dict(recording.contents)
     dirty: set[int] = set()
     told: list[Any] = []
-    found: dict[bytes, State] = {}
+    found: dict[frozenset[tuple[str, int, bytes]], State] = {}
     replays = sampled = 0
     moments = [None, *recording.operations]
     for operation in moments:
@@ -345,15 +349,14 @@ def _contents(
 
 
 def _final_contents(recording: Recording) -> dict[int, bytes]:
-    """What each file holds once it was synced for the last time."""
-    return {operation.file: operation.content for operation in recording.operations if operation.kind == "sync"}
+    """What each file holds when all is written."""
+    return recording.left | {o.file: o.content for o in recording.operations if o.kind == "sync"}
 
 
-def _key(names: dict[str, int], contents: dict[int, bytes]) -> bytes:
+def _key(names: dict[str, int], contents: dict[int, bytes]) -> frozenset[tuple[str, int, bytes]]:
     """The same for states that differ only in unfinished files and in who held the folder."""
-    told = sorted(
+    return frozenset(
         (path, file, contents.get(file, b""))
         for path, file in names.items()
-        if not is_temporary(PurePosixPath(path).name) and not path.endswith(("writer.lock", "writer.json"))
+        if "/.ckptcore-" not in f"/{path}" and not path.endswith(("writer.lock", "writer.json"))
     )
-    return hashlib.sha256(repr([(p, f, hashlib.sha256(c).digest()) for p, f, c in told]).encode()).digest()

@@ -59,7 +59,7 @@ class Training:
         after_save: Callable[[int, CheckpointManager], None] | None = None,
         **options: Any,
     ) -> CheckpointManager:
-        """Train to ``epochs`` in all, resuming whatever the folder holds; stages are told by their last epoch."""
+        """Train to ``epochs`` in all, resuming what the folder holds; stages are told by their last epoch."""
         options.setdefault("total_epochs", epochs)
         resume = options.pop("resume", "auto")
         with CheckpointManager(directory, layout, **options) as manager:

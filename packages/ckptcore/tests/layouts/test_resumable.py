@@ -88,7 +88,8 @@ LOOP = textwrap.dedent(
         for epoch in range(start, 100000):
             with torch.no_grad():
                 model.weight.fill_(float(epoch))
-            manager.step(lambda: ckptcore.capture(model=model, rng=False), epoch=epoch, metrics={"val_dice": 0.5})
+            state = lambda: ckptcore.capture(model=model, rng=False)
+            manager.step(state, epoch=epoch, metrics={"val_dice": 0.5})
             print(epoch, flush=True)
     """
 )

@@ -36,7 +36,7 @@ def measured(epoch):
 
 @pytest.fixture(scope="module")
 def forty_epochs(tmp_path_factory):
-    """A whole run of 40 epochs in three stages, its model, and how many best files there were after each save."""
+    """A whole run of 40 epochs in three stages, its model, and the best files that there were after each."""
     folder = tmp_path_factory.mktemp("staged")
     torch.manual_seed(0)
     model = nn.Linear(4, 1)
@@ -248,6 +248,7 @@ def test_row_1_8_it_is_said_of_every_file_what_must_stay_what_may_go_and_what_is
     ckptcore.save(tmp_path / "best_model_f1_0.1000.pth", state, {"run_key": run_key, "metrics": {"f1": 0.1}})
     ckptcore.save(tmp_path / "checkpoint_epoch09_stage9_f1_0.1.pth", state, {"run_key": "another"})
     torch.save(training.model.state_dict(), tmp_path / "pretrained.pth")
+    ckptcore.save(tmp_path / "effnet_v1.0.0_best.pth", state, {"run_key": "a third"})
     (tmp_path / "broken.pth").write_bytes((tmp_path / "latest_model.pth").read_bytes()[:-7])
     plan = plan_folder(tmp_path, layouts.staged(), run_key)
     assert plan.verdicts == {
@@ -259,6 +260,7 @@ def test_row_1_8_it_is_said_of_every_file_what_must_stay_what_may_go_and_what_is
         "checkpoint_epoch09_stage9_f1_0.1.pth": "may go",
         "broken.pth": "may go",
         "pretrained.pth": "yours to decide",
+        "effnet_v1.0.0_best.pth": "must stay",
     }
     reasons = {d.name: d.reason for d in plan.decisions} | dict(plan.untouched)
     assert set(reasons) == set(plan.verdicts) and all(reasons.values())

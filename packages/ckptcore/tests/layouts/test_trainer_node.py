@@ -243,8 +243,8 @@ def test_row_2_5_disk_full_leaves_the_old_files_and_training_goes_on(small_disk,
 
 def test_row_2_5_disk_full_at_the_final_save_is_an_error_that_says_what_to_do(small_disk, training):
     big = torch.nn.Linear(600, 600)
-    with pytest.raises(DiskFull, match=r"needs [\d,]+ bytes, [\d,]+ are free\. .*Free some space"):
-        with CheckpointManager(small_disk, layouts.trainer_node(), total_epochs=1) as manager:
-            manager.step({"model_state_dict": big.state_dict()}, epoch=0, metrics={"loss": 1.0})
+    expected = pytest.raises(DiskFull, match=r"needs [\d,]+ bytes, [\d,]+ are free\. .*Free some space")
+    with expected, CheckpointManager(small_disk, layouts.trainer_node(), total_epochs=1) as manager:
+        manager.step({"model_state_dict": big.state_dict()}, epoch=0, metrics={"loss": 1.0})
     assert len(Catalogue.scan(small_disk)) == 0
     assert {path.name for path in small_disk.iterdir()} == {".ckptcore"}

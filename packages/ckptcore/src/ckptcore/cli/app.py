@@ -45,14 +45,19 @@ def examples(*lines: str) -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"ckptcore {version('ckptcore')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _version(
+def _options(
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version of ckptcore.", is_eager=True)
+        bool,
+        typer.Option("--version", help="Show the version of ckptcore.", is_eager=True, callback=_show_version),
     ] = False,
 ) -> None:
-    if version:
-        from importlib.metadata import version as installed
-
-        typer.echo(f"ckptcore {installed('ckptcore')}")
-        raise typer.Exit()
+    """Options before any command; each does its work in its own callback."""

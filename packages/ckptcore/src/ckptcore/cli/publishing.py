@@ -126,6 +126,8 @@ def promote(
 
     if (version is None) == (bump is None):
         raise UsageError("expected either --version X.Y.Z or --bump major|minor|patch.")
+    if version is not None:
+        _require_number(version)
     card = make_version(file, version=version, bump=bump, notes=notes, dataset=dataset)
     if json:
         write_json({"version": _card_json(card)})
@@ -133,6 +135,21 @@ def promote(
     write_facts(_card_facts(card))
     write()
     write(f"Promoted {clean(card.source_name)} to {clean(str(card.path))}")
+
+
+def _require_number(version: str) -> None:
+    """Tell a number that is none, which is wrong usage, from one that is refused.
+
+    Raises:
+        UsageError: it is no version number.
+    """
+    from ckptcore.errors import UsageError, VersionRefused
+    from ckptcore.semver import Semver
+
+    try:
+        Semver.parse(version)
+    except VersionRefused as error:
+        raise UsageError(str(error)) from error
 
 
 @app.command(

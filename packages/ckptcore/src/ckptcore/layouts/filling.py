@@ -1,4 +1,4 @@
-"""What the presets share: metrics under the names a loop gives them, names made safe, the rules of a latest."""
+"""What the presets share: metrics under the names that a loop gives them, safe names, rules of a latest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NOT_MEASURED = math.nan
 
 
 def measured(moment: Moment, *names: str) -> float:
-    """A metric under the first of its names that was measured now, else in the last finished epoch; NaN if never."""
+    """A metric under the first of its names: now, else in the last finished epoch; NaN if never measured."""
     for name in names:
         if name in moment.progress.metrics:
             return float(moment.progress.metrics[name])
@@ -66,7 +66,7 @@ def literal(text: str, what: str) -> str:
 
 
 def metric_literal(metric: str) -> str:
-    """A metric's name as part of a file name template; Lightning users write ``val/f1``, which would be a folder."""
+    """A metric's name as part of a template; Lightning users write ``val/f1``, which would be a folder."""
     return literal(metric.replace("/", "_"), "the metric's name")
 
 

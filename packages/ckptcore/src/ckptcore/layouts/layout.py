@@ -1,4 +1,4 @@
-"""A layout: how a team names its checkpoint files, when each is saved, what is kept, and what a file holds."""
+"""A layout: how a team names its checkpoint files, when each is saved, what is kept, what a file holds."""
 
 from __future__ import annotations
 
@@ -72,18 +72,22 @@ class Layout:
 
     Attributes:
         name: how it is called in headers and messages.
-        templates: role to file name, with the fields epoch (index from 0), epochs_finished, global_step, stage,
-            stage_number, metric and metric_name, as in ``"epoch_{epochs_finished:03d}.pt"``.
+        templates: role to file name, with the fields epoch (index from 0), epochs_finished, global_step,
+            stage, stage_number, metric and metric_name, as in ``"epoch_{epochs_finished:03d}.pt"``.
         save: when to save; each rule feeds the role that it names.
         keep: which of the periodic files rotation keeps.
-        epoch_counts: what ``epoch`` in the file counts: "index" (from 0, of the last finished epoch) or "finished".
+        epoch_counts: what ``epoch`` in the file counts: "index" (from 0, of the last finished epoch) or
+            "finished".
         metric: the metric that decides which checkpoint is best; None if none does.
         mode: "min" or "max".
         complete: fills in the keys that this layout's readers expect.
         recall: finds the history in a checkpoint of this layout that is resumed from.
-        weights_only: roles whose files hold the weights and the numbers, without optimizer, scheduler and random state.
-        own_latest: whether the layout itself names a latest; where not, the one kept beside it is not published.
-        history_file: the JSON file beside the checkpoints that tells what every epoch measured; None for none.
+        weights_only: roles whose files hold the weights and the numbers, without optimizer, scheduler and
+            random state.
+        own_latest: whether the layout itself names a latest; where not, the one kept beside it is not
+            published.
+        history_file: the JSON file beside the checkpoints that tells what every epoch measured; None for
+            none.
     """
 
     name: str
@@ -108,14 +112,14 @@ class Layout:
             unknown = {name for _, name, _, _ in Formatter().parse(template) if name} - _FIELDS
             if unknown or "/" in template or not template:
                 raise UsageError(
-                    f"layout {self.name}: the template {template!r} of {role} has {sorted(unknown) or 'a path'}; "
-                    f"expected one file name with the fields {sorted(_FIELDS)}."
+                    f"layout {self.name}: the template {template!r} of {role} has "
+                    f"{sorted(unknown) or 'a path'}; expected one file name with fields of {sorted(_FIELDS)}."
                 )
         for rule in self.save:
             if rule.role not in self.templates:
                 raise UsageError(
-                    f"layout {self.name}: a rule feeds {rule.role!r} ({rule.describe()}), which has no file name. "
-                    f"Name it in templates, or give the rule one of {sorted(self.templates)}."
+                    f"layout {self.name}: a rule feeds {rule.role!r} ({rule.describe()}), which has no file "
+                    f"name. Name it in templates, or give the rule one of {sorted(self.templates)}."
                 )
 
     def file_name(self, role: str, moment: Moment) -> str:

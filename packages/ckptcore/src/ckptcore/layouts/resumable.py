@@ -1,4 +1,4 @@
-"""The layout of resumable segmentation training: latest every epoch, a backup at each fifth of the run, best."""
+"""The layout of resumable segmentation training: latest, a backup at each fifth of the run, best."""
 
 from __future__ import annotations
 

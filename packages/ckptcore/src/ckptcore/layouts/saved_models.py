@@ -1,4 +1,4 @@
-"""The layout of saved_models/, the project's own: best, every fifth epoch of which three stay, a history beside."""
+"""The layout of saved_models/, the project's own: best, every fifth epoch (three stay), a history beside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layout of a staged fine-tuning: one best file with its score in its name, one file for each stage's end."""
+"""The layout of a staged fine-tuning: one best file with its score in its name, one for each stage's end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HISTORY = {
 
 
 def staged(metric: str = "f1", mode: Mode = "max", *, latest: bool = True) -> Layout:
-    """``best_model_f1_{score}.pth``, ``checkpoint_epoch05_stage1_f1_{score}.pth`` at each stage's end and the run's.
+    """``best_model_f1_{score}.pth``, and ``checkpoint_epoch05_stage1_f1_{score}.pth`` at each stage's end.
 
     ``epoch`` counts finished epochs. Metrics may be reported as ``f1`` or ``val_f1``, and so on.
 

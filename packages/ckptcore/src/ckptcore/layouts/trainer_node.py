@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def trainer_node(
     save_every_n_epochs: int | str = 5, metric: str = "loss", mode: Mode = "min", *, latest: bool = True
 ) -> Layout:
-    """``checkpoint_epoch_N.pt`` every few epochs, ``best_model.pt`` when the loss improves, ``final_model.pt``.
+    """``checkpoint_epoch_N.pt`` every few epochs, ``best_model.pt`` of the lowest loss, ``final_model.pt``.
 
     ``epoch`` counts finished epochs. The folder is the manager's; `TrainerNodeSettings` reads both settings.
 

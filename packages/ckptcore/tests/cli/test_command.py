@@ -1,0 +1,192 @@
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from trained_folders import train
+
+import ckptcore
+
+REFERENCE = Path(__file__).parents[4] / "docs" / "reference" / "ckpt.md"
+COMMANDS = (
+    *("list", "latest", "show", "versions", "du", "verify", "diff", "compare", "plan", "clean", "archive"),
+    *("resume", "import", "export-weights", "promote"),
+)
+FAST_LIST_SECONDS = 0.5
+
+
+def cold(*arguments, **options):
+    """The command in a process of its own."""
+    command = [sys.executable, "-c", "from ckptcore.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+def section(command):
+    text = REFERENCE.read_text(encoding="utf-8")
+    found = re.search(rf"^## ckpt {command} .*?(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found is not None, f"docs/reference/ckpt.md has no section of ckpt {command}"
+    return found[0]
+
+
+def test_help_lists_every_command_of_the_contract_and_no_other(ckpt):
+    ran = ckpt("--help")
+    listed = re.findall(r"^  ([a-z-]+)  +[A-Z]", ran.out.partition("Commands:")[2], re.MULTILINE)
+    assert ran.code == 0 and tuple(listed) == COMMANDS
+    assert "..." not in ran.out.partition("Commands:")[2]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_an_example_and_is_documented_with_all_its_options(ckpt, command):
+    ran = ckpt(command, "--help")
+    assert ran.code == 0 and f"    ckpt {command} " in ran.out.partition("Examples:")[2]
+    documented = section(command) + "`--json`"
+    options = set(re.findall(r"--[a-z][a-z-]+", ran.out.partition("Options:")[2].partition("Examples:")[0]))
+    assert [option for option in options - {"--help"} if option not in documented] == []
+
+
+def test_the_documented_json_keys_are_the_ones_that_come(ckpt, trained, tmp_path):
+    torch.save({"epoch": 1, "state_dict": {"w": torch.zeros(1)}}, tmp_path / "foreign.pt")
+    best = trained / "best.pt"
+    calls = {
+        "promote": (best, "--version", "1.0.0"),
+        **{name: (trained,) for name in ("list", "latest", "versions", "du", "verify", "compare", "plan")},
+        "show": (best, "--tensors"),
+        "diff": (best, trained / "latest.pt"),
+        "clean": (trained, "--keep", 1, "--dry-run"),
+        "import": (tmp_path / "foreign.pt", "--to", tmp_path / "new"),
+        "export-weights": (best, "--to", tmp_path / "w.safetensors"),
+        "archive": (trained, "--to", tmp_path / "a.tar.gz"),
+    }
+    for command, arguments in calls.items():
+        ran = ckpt(command, *arguments, "--json")
+        assert ran.code == 0, (command, ran.err)
+        keys = set(ran.json)
+        for part in ("files", "rows", "members", "versions", "tensors"):
+            if isinstance(ran.json.get(part), list):
+                keys |= set(ran.json[part][0])
+        missing = [key for key in keys if f"`{key}`" not in section(command)]
+        assert missing == [], command
+    assert set(COMMANDS) - set(calls) == {"resume"}
+
+
+def test_no_command_but_import_imports_torch(trained, tmp_path):
+    best, latest = trained / "best.pt", trained / "latest.pt"
+    (tmp_path / "pyproject.toml").write_text('[tool.ckptcore]\nresume_command = ["true", "{checkpoint}"]\n')
+    calls = [
+        *([name, trained] for name in ("list", "latest", "du", "verify", "compare", "plan")),
+        ["show", best, "--tensors"],
+        ["diff", best, latest],
+        ["promote", best, "--version", "1.0.0"],
+        ["versions", trained],
+        ["export-weights", best, "--to", tmp_path / "w.safetensors"],
+        ["show", tmp_path / "w.safetensors", "--tensors"],
+        ["verify", tmp_path / "w.safetensors"],
+        ["resume", trained, "--dry-run"],
+        ["clean", trained, "--keep", "1", "--yes"],
+        ["archive", trained, "--to", tmp_path / "a.tar.zst"],
+    ]
+    script = (
+        "import sys\nclass Refuse:\n    def find_spec(self, name, *_):\n"
+        "        if name.split('.')[0] in ('torch', 'numpy'):\n            raise ImportError('asked for ' + name)\n"
+        "sys.meta_path.insert(0, Refuse())\nfrom ckptcore.cli import run\n"
+        f"for call in {[[str(part) for part in call] for call in calls]!r}:\n"
+        "    assert run(call) == 0, call\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_a_list_loads_nothing_that_is_slow_to_load(trained):
+    script = (
+        f"import sys; from ckptcore.cli import run; run(['list', {str(trained)!r}]); "
+        "slow = {'torch', 'rich', 'filelock', 'zstandard', 'matplotlib', 'numpy', 'asyncio'} & set(sys.modules); "
+        "assert not slow, slow"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_thousand_checkpoints_are_listed_by_a_cold_process_in_half_a_second(tmp_path):
+    state = {"model_state_dict": {f"layer{i}": torch.zeros(4) for i in range(20)}}
+    for epoch in range(20):
+        metadata = {
+            "run_key": "a1",
+            "epochs_finished": epoch + 1,
+            "metrics": {"val_auc": epoch / 20},
+            "roles": ["periodic"],
+        }
+        ckptcore.save(tmp_path / f"epoch_{epoch}.pt", state | {"epoch": epoch}, metadata)
+    for number in range(20, 1000):
+        (tmp_path / f"epoch_{number}.pt").write_bytes((tmp_path / f"epoch_{number % 20}.pt").read_bytes())
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPYCACHEPREFIX"] = str(tmp_path / "compiled")
+    seconds = []
+    for _ in range(4):  # The first one compiles, which an installed package does once.
+        began = time.perf_counter()
+        ran = cold("list", tmp_path, env=environment)
+        seconds.append(time.perf_counter() - began)
+        assert ran.returncode == 0 and "1,000 files" in ran.stdout
+    assert min(seconds[1:]) <= FAST_LIST_SECONDS, statistics.median(seconds[1:])
+
+
+@pytest.mark.parametrize(
+    "arguments", [["lst"], ["list"], ["list", "a", "b"], ["list", "--bogus", "x"], ["clean", "x"], []]
+)
+def test_wrong_usage_is_exit_code_2(ckpt, arguments):
+    ran = ckpt(*arguments)
+    assert ran.code == 2 and "Traceback" not in ran.err
+
+
+def test_the_version_is_shown(ckpt):
+    assert ckpt("--version").out.startswith("ckptcore ")
+
+
+def test_a_reader_that_stops_reading_is_no_error(tmp_path):
+    train(tmp_path / "run", "a1", (0.1,))
+    script = f"{sys.executable} -c 'from ckptcore.cli import main; main()' list {tmp_path}/run | true; exit ${{PIPESTATUS[0]}}"
+    ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert ran.stderr == "" and ran.returncode in (0, 1)
+
+
+def test_a_name_that_is_no_text_is_shown_escaped(tmp_path):
+    folder = train(tmp_path / "run", "a1", (0.1,))
+    os.link(folder / "best.pt", os.path.join(os.fsencode(folder), b"odd\xff.pt"))
+    ran = cold("list", folder)
+    assert ran.returncode == 0 and r"odd\udcff.pt" in ran.stdout
+    assert cold("list", folder, "--json").returncode == 0
+
+
+def test_colours_show_on_a_terminal_and_are_refused_by_no_color(trained):
+    import pty
+
+    def on_a_terminal(**more):
+        main, child = pty.openpty()
+        script = "from ckptcore.cli import main; main()"
+        environment = (
+            {k: v for k, v in os.environ.items() if k != "NO_COLOR"}
+            | {"TERM": "xterm", "COLUMNS": "80"}
+            | more
+        )
+        ran = subprocess.Popen(
+            [sys.executable, "-c", script, "list", str(trained)], stdout=child, env=environment
+        )
+        os.close(child)
+        parts = []
+        try:
+            while part := os.read(main, 4096):
+                parts.append(part)
+        except OSError:
+            pass  # Linux reports the end of a terminal as an error.
+        finally:
+            os.close(main)
+        assert ran.wait() == 0
+        return b"".join(parts).decode().replace("\r", "")
+
+    coloured = on_a_terminal()
+    assert "\x1b[32m* epoch_3.pt" in coloured
+    assert max(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in coloured.splitlines()) <= 80
+    assert "\x1b" not in on_a_terminal(NO_COLOR="1")
