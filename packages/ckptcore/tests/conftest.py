@@ -21,7 +21,8 @@ def small_state() -> dict[str, Any]:
 @pytest.fixture
 def tiny_file(tmp_path: Path) -> Path:
     """The smallest checkpoint that has a model, an optimizer entry and metrics: about 3 KB."""
-    import ckptcore
     from states import tiny_state
+
+    import ckptcore
 
     return ckptcore.save(tmp_path / "tiny.pt", tiny_state(), {"roles": ["latest"]})

@@ -4,6 +4,10 @@ import zipfile
 import zlib
 
 import pytest
+from forgery import pack
+from hypothesis import given
+from hypothesis import strategies as st
+
 from ckptcore.container import (
     ALIGNMENT,
     Record,
@@ -13,9 +17,6 @@ from ckptcore.container import (
     place,
     place_all,
 )
-from forgery import pack
-from hypothesis import given
-from hypothesis import strategies as st
 
 CONTENTS = st.lists(st.binary(max_size=300), min_size=1, max_size=8)
 BIG = 5 << 30
@@ -59,13 +60,19 @@ def test_a_directory_past_the_end_of_the_file_is_none() -> None:
 
 
 def test_records_past_4_gib_are_described_by_zip64_fields_that_zipfile_understands() -> None:
-    records = [Record("archive/data/0", BIG, 1), Record("archive/data/1", 3, 2), Record("archive/data/2", BIG, 3)]
+    records = [
+        Record("archive/data/0", BIG, 1),
+        Record("archive/data/1", 3, 2),
+        Record("archive/data/2", BIG, 3),
+    ]
     placed = list(place_all(records))
     end = placed[-1].end
     tail = directory(placed)
     assert directory_start(tail[-98:], end + len(tail)) == end
     infos = zipfile.ZipFile(_Sparse(end, tail)).infolist()
-    assert [(i.header_offset, i.file_size, i.CRC) for i in infos] == [(p.header_at, p.record.size, p.record.crc32) for p in placed]
+    assert [(i.header_offset, i.file_size, i.CRC) for i in infos] == [
+        (p.header_at, p.record.size, p.record.crc32) for p in placed
+    ]
     header = local_header(placed[0])
     assert struct.unpack("<HHQQ", header[30 + 14 : 30 + 34]) == (1, 16, BIG, BIG)
 
@@ -107,6 +114,9 @@ class _Sparse(io.RawIOBase):
 
     def read(self, count: int = -1) -> bytes:
         end = self._size + len(self._tail) if count < 0 else self._at + count
-        data = bytes(max(0, min(end, self._size) - self._at)) + self._tail[max(0, self._at - self._size) : max(0, end - self._size)]
+        data = (
+            bytes(max(0, min(end, self._size) - self._at))
+            + self._tail[max(0, self._at - self._size) : max(0, end - self._size)]
+        )
         self._at += len(data)
         return data

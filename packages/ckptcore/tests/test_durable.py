@@ -8,14 +8,28 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import ckptcore
 import pytest
 import torch
-from ckptcore import durable
-from ckptcore.errors import DiskFull, FolderNotWritable
 from states import tiny_state
 
-CALLS = ["open", "write", "pwrite", "fsync", "replace", "rename", "link", "unlink", "fchmod", "statvfs", "close", "ftruncate"]
+import ckptcore
+from ckptcore import durable
+from ckptcore.errors import DiskFull, FolderNotWritable
+
+CALLS = [
+    "open",
+    "write",
+    "pwrite",
+    "fsync",
+    "replace",
+    "rename",
+    "link",
+    "unlink",
+    "fchmod",
+    "statvfs",
+    "close",
+    "ftruncate",
+]
 
 
 class Failing:
@@ -44,13 +58,17 @@ ACTIONS: dict[str, Callable[[Path], object]] = {
     "save": lambda folder: ckptcore.save(folder / "a.pt", tiny_state()),
     "write_text": lambda folder: durable.write_text(folder / "a.pt", "new"),
     "copy_durable": lambda folder: durable.copy_durable(folder / "source", folder / "a.pt"),
-    "write_new": lambda folder: durable.write_new(folder / "new", lambda fd: durable.write_all(fd, b"new"), 3),
+    "write_new": lambda folder: durable.write_new(
+        folder / "new", lambda fd: durable.write_all(fd, b"new"), 3
+    ),
 }
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=["ENOSPC", "EIO"])
 @pytest.mark.parametrize("action", ACTIONS)
-def test_a_failure_at_any_call_leaves_the_old_file_and_no_leftovers(tmp_path: Path, action: str, code: int) -> None:
+def test_a_failure_at_any_call_leaves_the_old_file_and_no_leftovers(
+    tmp_path: Path, action: str, code: int
+) -> None:
     (tmp_path / "source").write_text("source")
     for fail_at in range(1, 60):
         (tmp_path / "a.pt").write_text("old")
@@ -97,7 +115,9 @@ def test_a_full_disk_says_what_was_needed_and_free(tmp_path: Path, monkeypatch: 
     assert os.listdir(tmp_path) == []
 
 
-def test_a_keyboard_interrupt_in_the_middle_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_keyboard_interrupt_in_the_middle_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(fd: int) -> None:
         raise KeyboardInterrupt
 
@@ -116,7 +136,9 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert ckptcore.verify(path).ok
 
 
-def test_file_and_folder_are_synced_in_order_around_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_and_folder_are_synced_in_order_around_the_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     events: list[str] = []
     for name in ("fsync", "replace"):
         real = getattr(os, name)
@@ -169,7 +191,9 @@ def test_several_names_are_links_to_one_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK])
-def test_where_there_are_no_links_the_names_are_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_where_there_are_no_links_the_names_are_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
     def no_links(*_: object, **__: object) -> None:
         raise OSError(code, "no links here")
 
@@ -218,7 +242,9 @@ def test_only_temporary_files_are_swept(tmp_path: Path) -> None:
     assert (tmp_path / "a.pt").exists()
 
 
-def test_folders_that_are_made_are_synced_in_the_one_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_that_are_made_are_synced_in_the_one_above(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     synced: list[str] = []
     monkeypatch.setattr(durable, "sync_folder", lambda folder: synced.append(folder.name))
     durable.make_folder(tmp_path / "a" / "b")
@@ -227,7 +253,11 @@ def test_folders_that_are_made_are_synced_in_the_one_above(tmp_path: Path, monke
     assert len(synced) == 2
 
 
-@pytest.mark.parametrize("make", [lambda path: path.write_text("x"), lambda path: path.symlink_to("nowhere")], ids=["file", "dangling link"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda path: path.write_text("x"), lambda path: path.symlink_to("nowhere")],
+    ids=["file", "dangling link"],
+)
 def test_a_folder_name_that_is_taken_by_something_else_is_an_error(tmp_path: Path, make: Any) -> None:
     make(tmp_path / "x")
     with pytest.raises(FolderNotWritable):
@@ -236,7 +266,8 @@ def test_a_folder_name_that_is_taken_by_something_else_is_an_error(tmp_path: Pat
         durable.make_folder(tmp_path / "x" / "below")
 
 
-# --- real file systems ---------------------------------------------------------------------------------------
+# --- real file systems
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -244,9 +275,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of one megabyte."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, text=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if mounted.returncode:
-        pytest.skip(f"DISK FULL AND READ-ONLY ARE NOT TESTED FOR REAL: no tmpfs can be mounted ({mounted.stderr.strip()})")
+        pytest.skip(
+            f"DISK FULL AND READ-ONLY ARE NOT TESTED FOR REAL: no tmpfs can be mounted ({mounted.stderr.strip()})"
+        )
     try:
         yield disk
     finally:
@@ -263,7 +301,9 @@ def test_a_really_full_disk_keeps_the_old_file_and_takes_a_smaller_one(small_dis
     assert ckptcore.load(ckptcore.save(path, {"epoch": 3}))["epoch"] == 3
 
 
-def test_a_disk_that_fills_up_during_the_write_keeps_the_old_file(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_during_the_write_keeps_the_old_file(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = ckptcore.save(small_disk / "a.pt", {"epoch": 1, "w": torch.ones(50_000)})
     free_bytes = durable.free_bytes
     answers = iter([1 << 40])
@@ -280,7 +320,10 @@ def test_a_disk_full_to_the_last_byte_still_has_its_old_file(small_disk: Path) -
     with open(small_disk / "filler", "wb", buffering=0) as filler, pytest.raises(OSError, match="No space"):
         while True:
             filler.write(b"x" * 4096)
-    for action in (lambda: ckptcore.save(path, {"epoch": 2}), lambda: durable.write_text(small_disk / "b", "x" * 5000)):
+    for action in (
+        lambda: ckptcore.save(path, {"epoch": 2}),
+        lambda: durable.write_text(small_disk / "b", "x" * 5000),
+    ):
         with pytest.raises(DiskFull):
             action()
     assert sorted(os.listdir(small_disk)) == ["a.pt", "filler"]
@@ -300,7 +343,9 @@ def test_a_read_only_folder_is_an_error_that_says_so_and_can_still_be_read(small
     assert ckptcore.verify(path).ok
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere: permissions are tested as another user only")
+@pytest.mark.skipif(
+    os.geteuid() == 0, reason="root may write anywhere: permissions are tested as another user only"
+)
 def test_a_folder_without_permission_is_an_error_that_says_so(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(FolderNotWritable, match="Permission"):

@@ -2,12 +2,13 @@ from collections import OrderedDict, defaultdict
 from pathlib import Path
 from typing import Any
 
-import ckptcore
 import numpy as np
 import pytest
 import torch
-from ckptcore.errors import RefusedContent, UnknownFormat
 from states import difference, small_state
+
+import ckptcore
+from ckptcore.errors import RefusedContent, UnknownFormat
 
 
 def saved(path: Path, state: object, new: bool = True) -> Path:
@@ -49,7 +50,10 @@ def test_a_bare_state_dict_is_recognised_and_keeps_the_versions_of_its_layers(tm
 
 
 def test_a_lightning_checkpoint_is_recognised_and_counts_epochs_from_0(tmp_path: Path) -> None:
-    path = saved(tmp_path / "a.ckpt", {"pytorch-lightning_version": "2.4", "epoch": 1, "state_dict": {"w": torch.ones(1)}})
+    path = saved(
+        tmp_path / "a.ckpt",
+        {"pytorch-lightning_version": "2.4", "epoch": 1, "state_dict": {"w": torch.ones(1)}},
+    )
     found = ckptcore.load(path)
     assert found.header.format == "lightning"
     assert found.epochs_finished == 2
@@ -66,7 +70,9 @@ def test_a_lightning_checkpoint_is_recognised_and_counts_epochs_from_0(tmp_path:
         ({}, None),
     ],
 )
-def test_the_keys_of_a_file_tell_what_its_epoch_counts(tmp_path: Path, keys: dict[str, Any], finished: int | None) -> None:
+def test_the_keys_of_a_file_tell_what_its_epoch_counts(
+    tmp_path: Path, keys: dict[str, Any], finished: int | None
+) -> None:
     path = saved(tmp_path / "a.pt", {"epoch": 3, "model_state_dict": {}, **keys})
     assert ckptcore.load(path).epochs_finished == finished
 
@@ -74,7 +80,11 @@ def test_the_keys_of_a_file_tell_what_its_epoch_counts(tmp_path: Path, keys: dic
 def test_a_safetensors_file_loads_as_its_library_loads_it(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    tensors = {k: v.clone() for k, v in small_state()["odd"].items() if "complex128" not in k and "fnuz" not in k and v.dtype.itemsize}
+    tensors = {
+        k: v.clone()
+        for k, v in small_state()["odd"].items()
+        if "complex128" not in k and "fnuz" not in k and v.dtype.itemsize
+    }
     save_file(tensors, tmp_path / "a.safetensors", {"format": "pt"})
     found = ckptcore.load(tmp_path / "a.safetensors")
     theirs = load_file(tmp_path / "a.safetensors")
@@ -104,7 +114,9 @@ def test_objects_are_refused_naming_their_class(tmp_path: Path, value: object, n
     assert name in report.findings[0]
 
 
-@pytest.mark.parametrize("value", [torch.eye(2).to_sparse(), torch.ones(2, 2, device="meta")], ids=["sparse", "meta"])
+@pytest.mark.parametrize(
+    "value", [torch.eye(2).to_sparse(), torch.ones(2, 2, device="meta")], ids=["sparse", "meta"]
+)
 def test_tensors_without_a_row_of_bytes_are_refused(tmp_path: Path, value: torch.Tensor) -> None:
     with pytest.raises(RefusedContent, match="torch._utils._rebuild"):
         ckptcore.load(saved(tmp_path / "a.pt", {"value": value}))
@@ -120,7 +132,9 @@ def test_classes_that_a_program_declared_safe_for_itself_are_refused_all_the_sam
             ckptcore.load(path)
 
 
-@pytest.mark.parametrize("value", [[1, 2], torch.ones(2), "text", {1: 2}], ids=["list", "tensor", "text", "int keys"])
+@pytest.mark.parametrize(
+    "value", [[1, 2], torch.ones(2), "text", {1: 2}], ids=["list", "tensor", "text", "int keys"]
+)
 def test_what_is_no_dict_with_text_keys_is_no_checkpoint(tmp_path: Path, value: object) -> None:
     with pytest.raises(UnknownFormat, match="expected a dict"):
         ckptcore.load(saved(tmp_path / "a.pt", value))
@@ -128,7 +142,14 @@ def test_what_is_no_dict_with_text_keys_is_no_checkpoint(tmp_path: Path, value: 
 
 def test_views_and_shared_storages_load_as_torch_loads_them(tmp_path: Path) -> None:
     base = torch.arange(24.0)
-    state = {"whole": base, "part": base[3:9], "t": base.reshape(4, 6).t(), "wide": base[:3].expand(5, 3), "empty": base[:0], "p": torch.nn.Parameter(base)}
+    state = {
+        "whole": base,
+        "part": base[3:9],
+        "t": base.reshape(4, 6).t(),
+        "wide": base[:3].expand(5, 3),
+        "empty": base[:0],
+        "p": torch.nn.Parameter(base),
+    }
     path = saved(tmp_path / "a.pt", state)
     assert difference({k: v for k, v in ckptcore.load(path).items()}, torch.load(path)) is None
 

@@ -5,8 +5,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import ckptcore
 import pytest
+from forgery import Parts
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ckptcore
 from ckptcore.errors import DamagedCheckpoint, UnknownFormat, UnsavableValue
 from ckptcore.header import (
     MAX_TABLE,
@@ -19,11 +23,11 @@ from ckptcore.header import (
     jsonable,
     model_digest,
 )
-from forgery import Parts
-from hypothesis import given
-from hypothesis import strategies as st
 
-ROWS = [TensorEntry("model_state_dict/w", "float32", (2, 3), 0, "ab" * 32), TensorEntry("é/\ud800", "int8", (), 1, "cd" * 32)]
+ROWS = [
+    TensorEntry("model_state_dict/w", "float32", (2, 3), 0, "ab" * 32),
+    TensorEntry("é/\ud800", "int8", (), 1, "cd" * 32),
+]
 RECORDS = [RecordEntry("data.pkl", 5, 0xFF, "ef" * 32)]
 
 
@@ -55,11 +59,21 @@ def test_the_table_comes_back_as_it_was() -> None:
     ],
 )
 def test_a_table_of_another_form_is_one_kind_of_error(data: bytes) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011  json's own errors are ValueErrors too
+    with pytest.raises(ValueError):
         decode_table(data)
 
 
-@given(st.dictionaries(st.text(max_size=4), st.integers() | st.floats() | st.text(max_size=300) | st.none() | st.booleans() | st.complex_numbers()))
+@given(
+    st.dictionaries(
+        st.text(max_size=4),
+        st.integers()
+        | st.floats()
+        | st.text(max_size=300)
+        | st.none()
+        | st.booleans()
+        | st.complex_numbers(),
+    )
+)
 def test_any_plain_state_has_content_that_json_can_say(tree: dict[str, Any]) -> None:
     content = derive_content({**tree, "val_metrics": tree})
     assert json.loads(canonical_json(content)) == content
@@ -93,7 +107,11 @@ def test_a_header_says_what_state_and_writer_said(tmp_path: Path) -> None:
     assert (header.epoch, header.epochs_finished, header.global_step) == (4, 5, 99)
     assert header.metrics == {"val_auc": 0.5, "f1": 0.75}
     assert (header.roles, header.run_key, header.reason) == (("best", "latest"), "k", "signal")
-    assert (header.format, header.format_version, header.file_size) == ("ckptcore", 1, (tmp_path / "a.pt").stat().st_size)
+    assert (header.format, header.format_version, header.file_size) == (
+        "ckptcore",
+        1,
+        (tmp_path / "a.pt").stat().st_size,
+    )
     assert header.created is not None
     assert header.created.endswith("+00:00")
     assert header.content["texts"] == {"timestamp": "now"}
@@ -126,7 +144,9 @@ def test_odd_metadata_never_breaks_the_header(tmp_path: Path, metadata: dict[str
 
 
 def test_a_header_is_read_without_torch_and_without_numpy(tiny_file: Path) -> None:
-    code = "import sys, ckptcore; h = ckptcore.read_header(sys.argv[1]); assert ckptcore.verify(sys.argv[1]).ok"
+    code = (
+        "import sys, ckptcore; h = ckptcore.read_header(sys.argv[1]); assert ckptcore.verify(sys.argv[1]).ok"
+    )
     code += "; assert h.epoch == 2 and not {'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code, str(tiny_file)], check=True, timeout=60)
 
@@ -149,7 +169,9 @@ def test_a_later_format_version_is_unknown_and_not_damaged(tiny_file: Path) -> N
 
 
 @pytest.mark.parametrize(("format_version", "seal_version"), [(2, 1), (1, 2), (0, 0), (True, 1)])
-def test_format_versions_that_do_not_agree_are_damage(tiny_file: Path, format_version: int, seal_version: int) -> None:
+def test_format_versions_that_do_not_agree_are_damage(
+    tiny_file: Path, format_version: int, seal_version: int
+) -> None:
     parts = Parts.of(tiny_file)
     parts.summary["format"] = format_version
     tiny_file.write_bytes(parts.build(version=seal_version))

@@ -5,11 +5,12 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-import ckptcore
 import pytest
 import torch
-from ckptcore.errors import UnknownFormat
 from states import difference, tiny_state
+
+import ckptcore
+from ckptcore.errors import UnknownFormat
 
 DATA = Path(__file__).parent / "data"
 
@@ -98,7 +99,9 @@ def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path, read: Any, k
     assert not ckptcore.verify(path).ok
 
 
-@pytest.mark.parametrize("content", [b"", b"x", b"PK", b"hello world\n" * 50, bytes(5000), b"{}", b"PK\x05\x06" + bytes(18)])
+@pytest.mark.parametrize(
+    "content", [b"", b"x", b"PK", b"hello world\n" * 50, bytes(5000), b"{}", b"PK\x05\x06" + bytes(18)]
+)
 def test_what_is_no_checkpoint_is_an_error_of_ours(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.pt"
     path.write_bytes(content)
@@ -108,7 +111,11 @@ def test_what_is_no_checkpoint_is_an_error_of_ours(tmp_path: Path, content: byte
 
 
 def test_epochs_finished_counts_in_one_way(tmp_path: Path) -> None:
-    cases = [({"epoch": -1}, None, 0), ({"epoch": 3}, None, 4), ({"epoch": 3}, {"epoch_counts": "finished"}, 3)]
+    cases = [
+        ({"epoch": -1}, None, 0),
+        ({"epoch": 3}, None, 4),
+        ({"epoch": 3}, {"epoch_counts": "finished"}, 3),
+    ]
     cases += [({"epoch": 3}, {"epochs_finished": 9}, 9), ({}, None, None)]  # type: ignore[list-item]
     for state, metadata, finished in cases:
         assert ckptcore.load(ckptcore.save(tmp_path / "a.pt", state, metadata)).epochs_finished == finished

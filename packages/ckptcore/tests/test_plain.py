@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from states import difference
+
 from ckptcore.errors import CheckpointError, UnsavableValue
 from ckptcore.plain import MAX_DEPTH, MAX_VALUES, Atom, TensorSlot, flatten, join_path
-from states import difference
 
 
 class Colour(enum.Enum):
@@ -89,7 +90,6 @@ def test_common_values_become_the_plain_value_that_stands_for_them(value: object
         ({"x/y": {"~": Fraction(1, 2)}}, "value/x~1y/~0"),
         ({"t": torch.ones(2, 2).to_sparse()}, "value/t"),
         ({"t": torch.empty(2, device="meta")}, "value/t"),
-
         ({"names": np.array(["a", "b"])}, "value/names"),
         ({"objects": np.array([object()])}, "value/objects"),
         ({"long": np.longdouble(1) / 3}, "value/long"),
@@ -154,7 +154,9 @@ def test_a_few_lists_that_stand_for_countless_values_are_refused_in_time() -> No
 
 def test_tied_weights_are_one_tensor_and_other_views_are_not() -> None:
     base = torch.arange(6.0)
-    tree, tensors = flatten({"a": base, "tied": base, "alias": base[:], "view": base[1:], "parameter": torch.nn.Parameter(base)})
+    tree, tensors = flatten(
+        {"a": base, "tied": base, "alias": base[:], "view": base[1:], "parameter": torch.nn.Parameter(base)}
+    )
     assert [tree[key].index for key in ("a", "tied", "alias", "view", "parameter")] == [0, 0, 0, 1, 0]
     assert len(tensors) == 2
     assert not any(tensor.requires_grad for tensor in tensors)
@@ -176,7 +178,9 @@ def test_tensors_that_read_the_same_memory_in_another_way_are_kept_apart() -> No
 
 
 def test_empty_tensors_are_never_taken_for_one_another() -> None:
-    tree, tensors = flatten({"a": torch.empty(0, 3), "b": torch.empty(0, 5), "c": torch.empty(0, dtype=torch.int8)})
+    tree, tensors = flatten(
+        {"a": torch.empty(0, 3), "b": torch.empty(0, 5), "c": torch.empty(0, dtype=torch.int8)}
+    )
     assert [tuple(t.shape) for t in tensors] == [(0, 3), (0, 5), (0,)]
     assert len(tree) == 3
 

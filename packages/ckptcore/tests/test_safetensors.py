@@ -2,14 +2,15 @@ import struct
 from pathlib import Path
 from typing import Any
 
-import ckptcore
 import pytest
 import torch
-from ckptcore import safetensors
-from ckptcore.errors import DamagedCheckpoint
 from forgery import safetensors_file
 from hypothesis import given
 from hypothesis import strategies as st
+
+import ckptcore
+from ckptcore import safetensors
+from ckptcore.errors import DamagedCheckpoint
 
 F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
@@ -55,7 +56,9 @@ def entry(dtype: str = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict[
         (b'{"\xff":1}', 0, "damaged"),
     ],
 )
-def test_a_header_that_breaks_the_rules_is_damage(tmp_path: Path, header: object, data: int, problem: str) -> None:
+def test_a_header_that_breaks_the_rules_is_damage(
+    tmp_path: Path, header: object, data: int, problem: str
+) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(safetensors_file(header, bytes(data)))
     with pytest.raises(DamagedCheckpoint, match=problem):
@@ -73,8 +76,18 @@ def test_a_header_length_that_is_not_there_is_damage(tmp_path: Path, length: int
         ckptcore.load(path)
 
 
-@given(st.dictionaries(st.text(max_size=6).filter(lambda n: n != "__metadata__"), st.tuples(st.sampled_from(sorted(safetensors._NAMES)), st.lists(st.integers(0, 4), max_size=3).map(tuple)), max_size=5))
-def test_an_encoded_header_is_read_back_and_read_by_the_library_too(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> None:
+@given(
+    st.dictionaries(
+        st.text(max_size=6).filter(lambda n: n != "__metadata__"),
+        st.tuples(
+            st.sampled_from(sorted(safetensors._NAMES)), st.lists(st.integers(0, 4), max_size=3).map(tuple)
+        ),
+        max_size=5,
+    )
+)
+def test_an_encoded_header_is_read_back_and_read_by_the_library_too(
+    tensors: dict[str, tuple[str, tuple[int, ...]]],
+) -> None:
     import safetensors as library
 
     header = safetensors.encode_header(tensors, {"a": "é"})
@@ -82,7 +95,9 @@ def test_an_encoded_header_is_read_back_and_read_by_the_library_too(tensors: dic
     assert len(header) % 8 == 0
     assert struct.unpack("<Q", header[:8])[0] == len(header) - 8
     found = library.deserialize(header + bytes(size))
-    assert {name: tuple(view["shape"]) for name, view in found} == {name: shape for name, (_, shape) in tensors.items()}
+    assert {name: tuple(view["shape"]) for name, view in found} == {
+        name: shape for name, (_, shape) in tensors.items()
+    }
 
 
 def test_a_type_without_a_name_in_the_format_is_an_error() -> None:

@@ -5,20 +5,32 @@ from typing import Any
 
 import pytest
 import torch
-from ckptcore.pickled import MAX_PICKLE, PickleProblem, TensorSpec, emit
-from ckptcore.plain import MAX_DEPTH, MAX_TUPLE_KEYS, TensorSlot
-from ckptcore.unpickled import MAX_CONTAINERS, parse
 from forgery import call, global_, number, state, storage, tensor, text, tuple_
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from states import difference
 
-KEYS = st.text(max_size=4) | st.integers(-9, 9) | st.none() | st.tuples(st.text(max_size=2), st.integers(0, 3))
+from ckptcore.pickled import MAX_PICKLE, PickleProblem, TensorSpec, emit
+from ckptcore.plain import MAX_DEPTH, MAX_TUPLE_KEYS, TensorSlot
+from ckptcore.unpickled import MAX_CONTAINERS, parse
+
+KEYS = (
+    st.text(max_size=4) | st.integers(-9, 9) | st.none() | st.tuples(st.text(max_size=2), st.integers(0, 3))
+)
 TREES = st.dictionaries(
     st.text(st.characters(), max_size=6),
     st.recursive(
-        st.none() | st.booleans() | st.integers(-(2**2000), 2**2000) | st.floats() | st.text(st.characters(), max_size=9) | st.binary(max_size=9),
-        lambda inner: st.lists(inner, max_size=4) | st.lists(inner, max_size=5).map(tuple) | st.dictionaries(KEYS, inner, max_size=4),
+        st.none()
+        | st.booleans()
+        | st.integers(-(2**2000), 2**2000)
+        | st.floats()
+        | st.text(st.characters(), max_size=9)
+        | st.binary(max_size=9),
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.lists(inner, max_size=5).map(tuple)
+            | st.dictionaries(KEYS, inner, max_size=4)
+        ),
     ),
 )
 HOOKS = b")" + b"R"
@@ -35,7 +47,9 @@ def test_what_is_emitted_is_parsed_back_and_torch_reads_the_same(tree: dict[str,
 
 @given(TREES, st.data())
 @settings(max_examples=200)
-def test_any_change_is_refused_in_one_way_or_read_as_torch_reads_it(tree: dict[str, Any], data: st.DataObject) -> None:
+def test_any_change_is_refused_in_one_way_or_read_as_torch_reads_it(
+    tree: dict[str, Any], data: st.DataObject
+) -> None:
     from torch._weights_only_unpickler import load
 
     pickle = bytearray(emit(tree, []))
@@ -130,7 +144,9 @@ def test_a_refused_global_is_named() -> None:
         lambda depth: b"(" * depth + b"N" + b"t" * depth,
         lambda depth: (b"}(" + text("a")) * depth + b"N" + b"u" * depth,
         lambda depth: b"}(" + b"N" + b"\x85" * depth + b"Nu",
-        lambda depth: call("collections.OrderedDict") + b"}(" + text("_metadata") + b"](" * depth + b"e" * depth + b"ub",
+        lambda depth: (
+            call("collections.OrderedDict") + b"}(" + text("_metadata") + b"](" * depth + b"e" * depth + b"ub"
+        ),
     ],
     ids=["lists", "short tuples", "long tuples", "dicts", "keys", "attributes"],
 )
@@ -176,7 +192,9 @@ def test_the_longest_integer_is_one_that_torch_reads_too() -> None:
 
     value = (1 << 2032) - 1
     for number_ in (value, -value):
-        assert load(io.BytesIO(emit({"n": number_}, []))) == {"n": number_} == parse(emit({"n": number_}, []))[0]
+        assert (
+            load(io.BytesIO(emit({"n": number_}, []))) == {"n": number_} == parse(emit({"n": number_}, []))[0]
+        )
 
 
 def test_torch_itself_is_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,10 @@
 from pathlib import Path
 from typing import Any
 
-import ckptcore
 import pytest
 import torch
+
+import ckptcore
 from ckptcore.errors import DamagedCheckpoint
 
 
@@ -15,7 +16,13 @@ def flip(path: Path, needle: bytes, offset: int = 0) -> None:
 
 def test_a_whole_file_is_ok_and_says_what_stands_behind_that(tiny_file: Path) -> None:
     report = ckptcore.verify(tiny_file)
-    assert (report.ok, report.findings, report.format, report.checked, report.tensors) == (True, (), "ckptcore", "sha256", 2)
+    assert (report.ok, report.findings, report.format, report.checked, report.tensors) == (
+        True,
+        (),
+        "ckptcore",
+        "sha256",
+        2,
+    )
 
 
 def test_every_damaged_tensor_is_named_by_verify_and_by_load(tmp_path: Path) -> None:
@@ -71,7 +78,11 @@ def test_a_checkpoint_that_torch_saved_again_is_no_foreign_file(tiny_file: Path)
 @pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
 def test_the_marker_is_found_behind_a_megabyte_of_other_values(tmp_path: Path, new: bool) -> None:
     path = tmp_path / "a.pt"
-    state = {"log": ["line " * 20 + str(i) for i in range(20_000)], "ckptcore_format": 1, "w": torch.zeros(300_000)}
+    state = {
+        "log": ["line " * 20 + str(i) for i in range(20_000)],
+        "ckptcore_format": 1,
+        "w": torch.zeros(300_000),
+    }
     torch.save(state, path, _use_new_zipfile_serialization=new)
     with pytest.raises(DamagedCheckpoint, match="marker"):
         ckptcore.load(path)

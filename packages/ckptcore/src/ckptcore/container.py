@@ -122,7 +122,8 @@ def directory(placed: Sequence[Placed]) -> bytes:
 
 
 def directory_start(tail: bytes, file_size: int) -> int | None:
-    """Where the central directory begins, by the end records at the end of ``tail``; None where there are none.
+    """Where the central directory begins, by the end records at the end of ``tail``; None where there are
+    none.
 
     Args:
         tail: the last bytes of the file, 98 or more unless the file is shorter.

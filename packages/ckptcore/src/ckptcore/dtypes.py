@@ -12,12 +12,15 @@ ITEM_SIZE = {
 """Bytes of one element, for every dtype that is stored."""
 
 STORAGE_CLASS = {
-    "float64": "DoubleStorage", "float32": "FloatStorage", "float16": "HalfStorage", "bfloat16": "BFloat16Storage",
+    "float64": "DoubleStorage", "float32": "FloatStorage",
+    "float16": "HalfStorage", "bfloat16": "BFloat16Storage",
     "int64": "LongStorage", "int32": "IntStorage", "int16": "ShortStorage", "int8": "CharStorage",
     "uint8": "ByteStorage", "bool": "BoolStorage",
     "complex64": "ComplexFloatStorage", "complex128": "ComplexDoubleStorage",
 }  # fmt: skip
-"""The class by which torch's pickles name a storage; dtypes that are not here are newer and named beside the storage."""
+"""The class by which torch's pickles name a storage; dtypes that are not here are newer and named beside the
+storage.
+"""
 
 DTYPE_OF_STORAGE = {name: dtype for dtype, name in STORAGE_CLASS.items()}
 

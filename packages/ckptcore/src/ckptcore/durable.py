@@ -164,7 +164,8 @@ def _create(path: Path, target: Path, size: int) -> int:
             raise DiskFull(target, size, free_bytes(target.parent)) from error
         if error.errno in _NOT_WRITABLE:
             raise FolderNotWritable(
-                f"cannot write to {target.parent}: {error.strerror}. Ask for write permission, or give another folder."
+                f"cannot write to {target.parent}: {error.strerror}. "
+                "Ask for write permission, or give another folder."
             ) from error
         raise
 
@@ -241,7 +242,8 @@ def replace(source: Path, target: Path) -> None:
 
 
 def copy_durable(source: Path, target: Path, mode: int | None = None) -> None:
-    """A copy with an inode of its own (a reflink where the file system shares blocks), synced, under a new name.
+    """A copy with an inode of its own (a reflink where the file system shares blocks), synced, under a new
+    name.
 
     Raises:
         DiskFull: it does not fit.
@@ -345,7 +347,9 @@ def move(source: Path, target: Path) -> None:
 
 
 def sweep(folder: Path) -> list[Path]:
-    """Delete the temporary files that killed writers left in a folder. Only the holder of its lock may call this."""
+    """Delete the temporary files that killed writers left in a folder. Only the holder of its lock may call
+    this.
+    """
     gone = []
     for entry in os.scandir(folder):
         if is_temporary(entry.name) and entry.is_file(follow_symlinks=False):

@@ -86,7 +86,8 @@ class FolderBusy(CheckpointError):
         self.holder = dict(holder)
         who = ", ".join(f"{key} {value}" for key, value in holder.items()) or "an unknown process"
         super().__init__(
-            f"{folder} has a writer already ({who}). One writer a folder: wait for it, stop it, or use another folder."
+            f"{folder} has a writer already ({who}). "
+            "One writer a folder: wait for it, stop it, or use another folder."
         )
 
 
@@ -105,8 +106,9 @@ class DiskFull(CheckpointError):
     def __init__(self, path: str | Path, needed: int, free: int) -> None:
         self.needed, self.free = needed, free
         super().__init__(
-            f"no space for {Path(path).name}: needs {needed:,} bytes, {free:,} are free. Nothing was changed. "
-            "Free some space ('ckpt plan' shows what may go), save less often, or use another folder."
+            f"no space for {Path(path).name}: needs {needed:,} bytes, {free:,} are free. "
+            "Nothing was changed. Free some space ('ckpt plan' shows what may go), save less often, "
+            "or use another folder."
         )
 
 

@@ -1,8 +1,8 @@
 """Checkpoints of other programs: plain torch.save files, Lightning's, safetensors.
 
-A foreign pickle is only ever read by torch's weights_only unpickler, after `ckptcore.foreign_pickle` found that
-it asks for nothing but data; there is no switch to change that. The file is first copied into memory and checked
-there, so that nothing can be swapped between check and load.
+A foreign pickle is only ever read by torch's weights_only unpickler, after `ckptcore.foreign_pickle` found
+that it asks for nothing but data; there is no switch to change that. The file is first copied into memory and
+checked there, so that nothing can be swapped between check and load.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ _LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def sniff(fd: int) -> str:
-    """The format of an open file by its first bytes: torch, torch-legacy, safetensors, tar, pickle or unknown."""
+    """The format of an open file by its first bytes: torch, torch-legacy, safetensors, tar, pickle or
+    unknown.
+    """
     head = read_exactly(fd, 512, 0)
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return "torch"
@@ -55,7 +57,8 @@ def read_header(fd: int, path: Path) -> Header:
     kind = sniff(fd)
     if kind in ("unknown", "pickle", "tar"):
         raise UnknownFormat(
-            f"{path.name} is in no format that ckptcore reads; expected a checkpoint (.pt, .pth, .ckpt) or .safetensors file."
+            f"{path.name} is in no format that ckptcore reads; "
+            "expected a checkpoint (.pt, .pth, .ckpt) or .safetensors file."
         )
     size = os.fstat(fd).st_size
     return Header(
@@ -70,7 +73,8 @@ def read_header(fd: int, path: Path) -> Header:
 
 
 def findings(fd: int, path: Path) -> list[str]:
-    """What is wrong with a foreign file, as far as that can be told: zip structure and CRCs, or safetensors structure.
+    """What is wrong with a foreign file, as far as that can be told: zip structure and CRCs, or safetensors
+    structure.
 
     Raises:
         UnknownFormat: it is nothing that ckptcore reads.
@@ -147,11 +151,13 @@ def _torch_load(data: bytes, path: Path, map_location: Any) -> dict[str, Any]:
     except CheckpointError:
         raise
     except Exception as error:
-        # The bytes are a stranger's and the parser is torch's: whatever it raises means that the file was not read.
+        # The bytes are a stranger's and the parser is torch's: whatever it raises means that the file was not
+        # read.
         raise _refusal(data, path, error) from error
     if not isinstance(found, Mapping) or any(not isinstance(key, str) for key in found):
         raise UnknownFormat(
-            f"{path.name} holds a {type(found).__name__}; expected a dict with text keys (a checkpoint or a state dict)."
+            f"{path.name} holds a {type(found).__name__}; "
+            "expected a dict with text keys (a checkpoint or a state dict)."
         )
     return found if isinstance(found, dict) else dict(found)
 
@@ -188,10 +194,12 @@ def _header(path: Path, kind: str, mapping: Mapping[str, Any], metadata: dict[st
 
 
 def epoch_convention(mapping: Mapping[str, Any]) -> str:
-    """What ``epoch`` counts in a foreign checkpoint, told by the keys beside it: "index", "finished" or "unknown".
+    """What ``epoch`` counts in a foreign checkpoint, told by the keys beside it: "index", "finished" or
+    "unknown".
 
-    Lightning and the saved_models layout store the index of the last finished epoch; the layouts with ``epoch_losses``, with
-    ``optimal_threshold`` and with ``best_val_dice`` in their history store how many are finished.
+    Lightning and the saved_models layout store the index of the last finished epoch; the layouts with
+    ``epoch_losses``, with ``optimal_threshold`` and with ``best_val_dice`` in their history store how many
+    are finished.
     """
     if "epoch" not in mapping:
         return "unknown"

@@ -1,9 +1,10 @@
-"""What a stranger's pickle would do, found out before torch reads it: every opcode is followed, nothing is made.
+"""What a stranger's pickle would do, found out before torch reads it: every opcode is followed, nothing is
+made.
 
 torch's weights_only unpickler runs no code, and still lets a file of 200 bytes ask for a terabyte
-(``bytearray(10**12)``), for hours (colliding keys, ``str.encode`` by slow codecs) or for views past the end of
-their storage. Here only what stored data needs passes: tensors that lie within their records, plain values and
-their containers. No torch is needed.
+(``bytearray(10**12)``), for hours (colliding keys, ``str.encode`` by slow codecs) or for views past the end
+of their storage. Here only what stored data needs passes: tensors that lie within their records, plain values
+and their containers. No torch is needed.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ _REBUILD = {
 _CODECS = {"latin1", "latin-1", "ascii", "utf-8"}
 _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 _CALLABLES = {
-    *_REBUILD, "torch._utils._rebuild_parameter", "torch.serialization._get_layout", "torch.Size", "torch.device",
+    *_REBUILD, "torch._utils._rebuild_parameter",
+    "torch.serialization._get_layout", "torch.Size", "torch.device",
     "collections.OrderedDict", "collections.Counter", "_codecs.encode",
     "builtins.bytearray", "builtins.set", "builtins.complex",
 }  # fmt: skip
@@ -83,7 +85,7 @@ class _Dict:
     __slots__ = ("count", "keys")
 
     def __init__(self) -> None:
-        self.keys: list[Any] = []
+        self.keys: tuple[Any, ...] = ()
         self.count = 0
 
 
@@ -223,7 +225,7 @@ class Survey:
             self._check_key(key)
             target.count += 1
             if len(target.keys) < 8:
-                target.keys.append(key)
+                target.keys += (key,)
 
     def _check_key(self, key: Any) -> None:
         self._tuple_keys += isinstance(key, tuple)
@@ -257,8 +259,9 @@ class Survey:
             raise PickleRefused("its pickle refers to an impossible storage", tuple(self.names))
         nbytes = elements * ITEM_SIZE[dtype]
         if self._records is not None and self._records.get(key) != nbytes:
+            has = self._records.get(key)
             raise PickleRefused(
-                f"its storage {key[:40]!r} should have {nbytes:,} bytes; its record has {self._records.get(key)}"
+                f"its storage {key[:40]!r} should have {nbytes:,} bytes; its record has {has}"
             )
         if self.storages.setdefault(key, nbytes) != nbytes:
             raise PickleRefused(f"its storage {key[:40]!r} has two sizes")
@@ -293,7 +296,7 @@ class Survey:
             isinstance(target, _Dict)
             and isinstance(state, _Dict)
             and state.count == 1
-            and state.keys == ["_metadata"]
+            and state.keys == ("_metadata",)
         )
         if not plain and not self.names:
             raise PickleRefused("its pickle sets attributes of something that is no state dict")
@@ -322,7 +325,7 @@ def _may_call(survey: Survey, path: str, arguments: tuple[Any, ...]) -> bool:
         return text or tuple(arguments) in ((), (_Made("_codecs.encode"),))
     if path == "torch.Size":
         return kinds == (_Tuple,) and is_possible(arguments[0])
-    return kinds in _KINDS[path]
+    return any(kinds == allowed for allowed in _KINDS[path])
 
 
 def _are_pairs(survey: Survey, pairs: Any) -> bool:

@@ -1,7 +1,7 @@
 """The zip files of torch.save, checked more strictly than torch does: structure, names and every CRC-32.
 
-torch looks names up without regard to case, takes the first of two records and checks no CRC; Python's zipfile takes
-the last one. A file in which such readings could differ is refused.
+torch looks names up without regard to case, takes the first of two records and checks no CRC; Python's
+zipfile takes the last one. A file in which such readings could differ is refused.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ _ZIP_ERRORS = (
 )  # fmt: skip
 
 NOT_NATIVE = (
-    "it carries the marker of a ckptcore file and no intact header at its end: it was changed after it was written, "
-    "or loaded and saved again by another program (save it with ckptcore.save)"
+    "it carries the marker of a ckptcore file and no intact header at its end: "
+    "it was changed after it was written, or loaded and saved again by another program "
+    "(save it with ckptcore.save)"
 )
 
 
@@ -77,13 +78,14 @@ def _end_findings(file: IO[bytes]) -> list[str]:
         # torch writes these records always; the short ones beside them say the same, or that they are full.
         size -= _ZIP64_END_SIZE
         full = struct.unpack("<QQQ", end64[32:56])
-        if any(a not in (b, most) for a, b, most in zip((count, directory_size, start), full, _FULL, strict=True)):
+        if any(
+            a not in (b, most) for a, b, most in zip((count, directory_size, start), full, _FULL, strict=True)
+        ):
             return ["its zip directory does not hold (its two end records differ)"]
         count, directory_size, start = full
     if count > _MAX_RECORDS or directory_size > _MAX_DIRECTORY:
-        return [
-            f"its zip directory lists {count:,} records in {directory_size:,} bytes; more than any checkpoint has"
-        ]
+        what = f"{count:,} records in {directory_size:,} bytes"
+        return [f"its zip directory lists {what}; more than any checkpoint has"]
     if start + directory_size != size - END_SIZE:
         return ["its zip directory does not hold (it is not where the end record says)"]
     return []
@@ -94,7 +96,8 @@ def _refuse_programs(infos: list[zipfile.ZipInfo], path: Path) -> None:
     if "constants.pkl" in below_root or any(name.startswith("code/") for name in below_root):
         raise RefusedContent(
             path,
-            "it is a TorchScript program, not a checkpoint. Load its state_dict where it was made and save that.",
+            "it is a TorchScript program, not a checkpoint. "
+            "Load its state_dict where it was made and save that.",
         )
 
 

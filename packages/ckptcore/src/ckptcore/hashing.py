@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import Generic, NamedTuple, Self, TypeVar
 
 CHUNK = 1 << 20
-"""Bytes hashed at a time: a chunk that was just read is hashed while it still sits in the processor's cache."""
+"""Bytes hashed at a time: a chunk that was just read is hashed while it still sits in the processor's cache.
+"""
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -39,7 +40,9 @@ class Crew(Generic[Job, Result]):
         self._results: dict[int, Result] = {}
         self._error: BaseException | None = None
         count = min(helpers, len(jobs))
-        self._threads = [threading.Thread(target=self._work, name="ckptcore-hash", daemon=True) for _ in range(count)]
+        self._threads = [
+            threading.Thread(target=self._work, name="ckptcore-hash", daemon=True) for _ in range(count)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -85,7 +88,9 @@ class Crew(Generic[Job, Result]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         with self._changed:
             self._next = len(self._jobs)
         for thread in self._threads:

@@ -10,18 +10,57 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from ckptcore.dtypes import numel
+from ckptcore.canonical import canonical_json, encode_number, json_depth, jsonable, too_many_brackets
 from ckptcore.errors import UnsavableValue
-from ckptcore.pickled import TensorSpec
-from ckptcore.plain import MAX_DEPTH, Atom, TensorSlot, iter_slots, join_path
+from ckptcore.plain import MAX_DEPTH
+from ckptcore.tables import (
+    MAX_TABLE,
+    MODEL_KEYS,
+    RecordEntry,
+    TensorEntry,
+    decode_table,
+    encode_table,
+    model_digest,
+    tensor_counts,
+    tensor_entries,
+)
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MAGIC",
+    "MARKER",
+    "MAX_SUMMARY",
+    "MAX_TABLE",
+    "MODEL_KEYS",
+    "SEAL",
+    "SUMMARY_RECORD",
+    "TABLE_RECORD",
+    "Header",
+    "RecordEntry",
+    "TensorEntry",
+    "canonical_json",
+    "decode_summary",
+    "decode_table",
+    "derive_content",
+    "encode_number",
+    "encode_table",
+    "jsonable",
+    "model_digest",
+    "read_exactly",
+    "seal",
+    "summary_bytes",
+    "summary_format",
+    "tensor_counts",
+    "tensor_entries",
+    "too_many_brackets",
+]
 
 FORMAT_VERSION = 1
 MARKER = "ckptcore_format"
@@ -30,70 +69,8 @@ SEAL = struct.Struct("<8sIIQ32s8x")
 TABLE_RECORD = "ckptcore/tensors.json"
 SUMMARY_RECORD = "ckptcore/summary.json"
 MAX_SUMMARY = 1 << 20
-MAX_TABLE = 32 << 20
 _MAX_TEXT = 200
 _MAX_SCALARS = 200
-MODEL_KEYS = ("model_state_dict", "state_dict")
-
-
-class TensorEntry(NamedTuple):
-    """A row of the tensor table: a tensor's key path, type, shape, storage and SHA-256."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    storage: int
-    digest: str
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its data."""
-        return TensorSpec(self.dtype, self.shape).nbytes
-
-
-class RecordEntry(NamedTuple):
-    """A row of the record table: a zip member's name (below the root), size, CRC-32 and SHA-256."""
-
-    name: str
-    size: int
-    crc32: int
-    digest: str
-
-
-def canonical_json(value: object) -> bytes:
-    """One spelling for one value: sorted keys, no spaces, ASCII, no NaN."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
-    ).encode("ascii")
-
-
-def encode_number(value: float) -> float | int | str:
-    """A number as strict JSON has it; NaN and infinities become text."""
-    return value if math.isfinite(value) else str(float(value))
-
-
-def jsonable(value: Any, path: tuple[Any, ...] = ()) -> Any:
-    """A canonical tree without tensors as JSON values (tuples become lists, non-finite numbers text).
-
-    Raises:
-        UnsavableValue: there is a tensor, or bytes, in it.
-    """
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return encode_number(value)
-    if isinstance(value, dict):
-        return {str(key): jsonable(item, (*path, key)) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [jsonable(item, (*path, i)) for i, item in enumerate(value)]
-    if isinstance(value, set):
-        return sorted((jsonable(item, path) for item in value), key=repr)
-    if isinstance(value, Atom):
-        return list(value.value) if isinstance(value.value, tuple) else value.value
-    what = "a tensor" if isinstance(value, TensorSlot) else type(value).__name__
-    raise UnsavableValue(
-        join_path(("metadata", *path)), f"{what} has no place in the metadata; put it into the state."
-    )
 
 
 def _is_number(value: object) -> bool:
@@ -120,90 +97,6 @@ def derive_content(tree: Mapping[str, Any]) -> dict[str, Any]:
         "val_metrics": dict(list(val_metrics.items())[:_MAX_SCALARS]),
         "keys": [key[:_MAX_TEXT] for key in list(tree)[:_MAX_SCALARS]],
     }
-
-
-def model_digest(entries: Sequence[TensorEntry]) -> str | None:
-    """SHA-256 over the sorted (name, dtype, shape, digest) of the model's tensors; None where there is no model.
-
-    Args:
-        entries: the tensor table of a checkpoint, or rows whose names begin with one of `MODEL_KEYS`.
-    """
-    for key in MODEL_KEYS:
-        prefix = key + "/"
-        rows = sorted(
-            [e.name[len(prefix) :], e.dtype, list(e.shape), e.digest]
-            for e in entries
-            if e.name.startswith(prefix)
-        )
-        if rows:
-            return hashlib.sha256(b"\n".join(map(canonical_json, rows))).hexdigest()
-    return None
-
-
-def tensor_entries(
-    tree: Mapping[str, Any], specs: Mapping[int, TensorSpec], digests: Mapping[int, str]
-) -> list[TensorEntry]:
-    """The tensor table of a tree, in the tree's order."""
-    return [
-        TensorEntry(
-            join_path(path), specs[slot.index].dtype, specs[slot.index].shape, slot.index, digests[slot.index]
-        )
-        for path, slot in iter_slots(tree)
-    ]
-
-
-def encode_table(tensors: Sequence[TensorEntry], records: Sequence[RecordEntry]) -> bytes:
-    """The bytes of the tensor table record.
-
-    Raises:
-        UnsavableValue: it is more than readers accept.
-    """
-    table = canonical_json(
-        {
-            "tensors": [[e.name, e.dtype, list(e.shape), e.storage, e.digest] for e in tensors],
-            "records": [[r.name, r.size, f"{r.crc32:08x}", r.digest] for r in records],
-        }
-    )
-    if len(table) > MAX_TABLE:
-        raise UnsavableValue(
-            "", f"the table of {len(tensors):,} tensors takes {len(table):,} bytes; at most {MAX_TABLE:,}. Store fewer."
-        )
-    if too_many_brackets(table):
-        raise UnsavableValue("", "the names of its tensors are brackets for the most part. Rename them.")
-    return table
-
-
-def too_many_brackets(data: bytes) -> bool:
-    """Whether a large JSON text holds more lists and objects for its length than our tables do.
-
-    An empty list takes 3 bytes there and 64 in memory; a row with its digest has two lists in 80 bytes or more.
-    """
-    return len(data) > 1 << 20 and data.count(b"[") + data.count(b"{") > len(data) // 8
-
-
-def decode_table(data: bytes) -> tuple[list[TensorEntry], list[RecordEntry]]:
-    """The rows of a tensor table record.
-
-    Raises:
-        ValueError: it is not of that form.
-    """
-    if too_many_brackets(data):
-        raise ValueError("the tensor table has more lists than rows")
-    try:
-        table = json.loads(data)
-        tensors = [
-            TensorEntry(str(n), str(d), tuple(map(int, s)), int(i), str(h))
-            for n, d, s, i, h in table["tensors"]
-        ]
-        records = [RecordEntry(str(n), int(s), int(c, 16), str(h)) for n, s, c, h in table["records"]]
-    except (KeyError, TypeError, RecursionError, OverflowError) as error:
-        raise ValueError(f"the tensor table has another form ({type(error).__name__})") from error
-    if any(
-        r.size < 0 or r.size >= 1 << 62 or not 0 <= r.crc32 <= 0xFFFFFFFF or not r.name.isascii()
-        for r in records
-    ):
-        raise ValueError("the tensor table has an impossible record")
-    return tensors, records
 
 
 def seal(summary: bytes) -> bytes:
@@ -336,16 +229,6 @@ def summary_bytes(
     return summary
 
 
-def tensor_counts(tensors: Sequence[TensorEntry]) -> tuple[int, int, int]:
-    """How many tensors a table names, how many bytes they take on disk, and how many elements the model has."""
-    model_prefixes = tuple(key + "/" for key in MODEL_KEYS)
-    return (
-        len(tensors),
-        sum({e.storage: e.nbytes for e in tensors}.values()),
-        sum(numel(e.shape) for e in tensors if e.name.startswith(model_prefixes)),
-    )
-
-
 def summary_format(summary: bytes) -> object:
     """The format version that the JSON of a summary names.
 
@@ -417,17 +300,8 @@ def _check_summary(found: Mapping[str, Any]) -> None:
         and type(found["metadata"]) is dict
         and type(found["model_digest"]) in (str, type(None))
     )
-    if not right or _json_depth(found["metadata"]) > MAX_DEPTH + 1:
+    if not right or json_depth(found["metadata"]) > MAX_DEPTH + 1:
         raise TypeError("a part has another type")
-
-
-def _json_depth(value: Any) -> int:
-    """How deep lists and objects lie in each other, counted without recursion."""
-    depth, level = 0, [value]
-    while level := [item for item in level if type(item) in (dict, list)]:
-        depth += 1
-        level = [inside for item in level for inside in (item.values() if type(item) is dict else item)]
-    return depth
 
 
 def read_exactly(fd: int, size: int, at: int) -> bytes:

@@ -48,9 +48,10 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu", *, mmap: bool 
         path: a file of ckptcore, or of a format that it reads (torch.save, Lightning, safetensors).
         map_location: the device that its tensors go to; always loadable on the CPU, whatever they were saved
             on.
-        mmap: let the tensors of a native file lie in the file itself, mapped into memory, instead of in a copy.
-            Verified all the same, and faster; but whoever overwrites or cuts that very file while they live
-            (nothing in ckptcore does, a plain ``torch.save`` to its name would) changes them or ends the process.
+        mmap: let the tensors of a native file lie in the file itself, mapped into memory, instead of in a
+            copy. Verified all the same, and faster; but whoever overwrites or cuts that very file while they
+            live (nothing in ckptcore does, a plain ``torch.save`` to its name would) changes them or ends the
+            process.
 
     Raises:
         DamagedCheckpoint: naming every tensor or record that is not what was written.
@@ -134,7 +135,10 @@ Tensors = tuple[dict[int, "torch.Tensor"], dict[int, Stretch]]
 
 def _mapped_tensors(fd: int, found: Opened) -> Tensors:
     """Tensors that lie in the file; a page is copied when it is written to."""
-    whole = mmap.mmap(fd, 0, access=mmap.ACCESS_COPY)
+    try:
+        whole = mmap.mmap(fd, found.header.file_size, access=mmap.ACCESS_COPY)
+    except ValueError as error:
+        raise DamagedCheckpoint(found.header.path, ["it was cut while it was read"]) from error
     view = memoryview(whole)
     tensors, stretches = {}, {}
     for record in found.records:

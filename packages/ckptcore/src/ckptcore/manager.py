@@ -8,6 +8,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -105,7 +106,8 @@ class CheckpointManager:
         self._lease.acquire(wait_seconds)
         try:
             folder.sweep(directory)
-            folder.write_policy(directory, self.layout)
+            with suppress(DiskFull):  # only explanations need it, and the next opening writes it
+                folder.write_policy(directory, self.layout)
             rotation.drop_former_bests(directory, self.layout)
             if self.run_key is not None:
                 self._record.read(Catalogue.scan(directory).of_run(self.run_key))

@@ -27,7 +27,8 @@ class Arena(mmap.mmap):
 
         Args:
             nbytes: how many are needed.
-            huge: ask for huge pages. Worth it for memory that is used again and again; on a virtual machine the first
+            huge: ask for huge pages. Worth it for memory that is used again and again; on a virtual machine
+                the first
                 touch of each can be slow, since the host has to find one too.
             wipe_on_fork: a forked child sees zeros, and a fork does not make the next write slow.
         """

@@ -17,7 +17,9 @@ from ckptcore.plain import Atom, TensorSlot
 PROTOCOL_2 = b"\x80\x02"
 
 MAX_PICKLE = 16 << 20
-"""Bytes of ``data.pkl`` at most: a real one has some hundred kilobytes, and what a parser builds is a multiple of it."""
+"""Bytes of ``data.pkl`` at most: a real one has some hundred kilobytes, and what a parser builds is a
+multiple of it.
+"""
 
 
 class TensorSpec(NamedTuple):
@@ -183,7 +185,9 @@ class _Emitter:
 
 
 def emit(tree: Mapping[str, Any], specs: Sequence[TensorSpec]) -> bytes:
-    """The pickle of a canonical tree whose slots are described by ``specs``; storage keys are the slots' indices."""
+    """The pickle of a canonical tree whose slots are described by ``specs``; storage keys are the slots'
+    indices.
+    """
     emitter = _Emitter(specs)
     emitter.emit(tree)
     emitter.out += b"."

@@ -29,13 +29,16 @@ MAX_DEPTH = 64
 """Nesting beyond this is refused on both sides: no real training state comes near, an attack does."""
 
 MAX_VALUES = 1_000_000
-"""Values in one state at most. Nested references to one list can stand for 2**64 values in a few hundred bytes."""
+"""Values in one state at most. Nested references to one list can stand for 2**64 values in a few hundred
+bytes.
+"""
 
 MAX_TUPLE_KEYS = 10_000
 """Dict keys in one state at most that are tuples; see `is_quick_key`."""
 
 MAX_INT_BITS = 2032
-"""The longest integer that one pickle LONG1 opcode holds; torch's restricted unpickler knows no longer one."""
+"""The longest integer that one pickle LONG1 opcode holds; torch's restricted unpickler knows no longer one.
+"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ class Atom:
 
 
 def join_path(parts: tuple[Any, ...]) -> str:
-    """A key path as one string, parts joined by "/", with "~" and "/" inside a part escaped as in RFC 6901."""
+    """A key path as one string: parts joined by "/", with "~" and "/" inside a part escaped (RFC 6901)."""
     return "/".join(str(part).replace("~", "~0").replace("/", "~1") for part in parts)
 
 
@@ -134,8 +137,9 @@ class _Flattener:
             return self._numpy(value, path)
         raise UnsavableValue(
             join_path(path),
-            f"got {type(value).__module__}.{type(value).__qualname__}, expected tensors and plain values (numbers, text, lists, "
-            "dicts). Store its state_dict() or its fields instead of the object.",
+            f"got {type(value).__module__}.{type(value).__qualname__}, "
+            "expected tensors and plain values "
+            "(numbers, text, lists, dicts). Store its state_dict() or its fields instead of the object.",
         )
 
     @staticmethod
@@ -192,7 +196,8 @@ class _Flattener:
             return plain
         raise UnsavableValue(
             join_path(path),
-            f"a dict key of type {type(key).__name__}; expected text, a number below 2**60 or a tuple of these.",
+            f"a dict key of type {type(key).__name__}; "
+            "expected text, a number below 2**60 or a tuple of these.",
         )
 
     def _set(self, value: set[Any] | frozenset[Any], path: tuple[Any, ...]) -> set[Any]:
@@ -221,7 +226,8 @@ class _Flattener:
                 join_path(path), "a masked array would lose its mask. Store its data and its mask."
             )
         try:
-            # A copy: torch shares memory only with arrays that are writable, aligned and of the machine's byte order.
+            # A copy: torch shares memory only with arrays that are writable, aligned and of the machine's
+            # byte order.
             copy = numpy.array(value, dtype=value.dtype.newbyteorder("="), order="C")
             return self._tensor(torch.from_numpy(copy), path)
         except (TypeError, ValueError) as error:
@@ -273,9 +279,12 @@ def _tensor_problem(value: torch.Tensor) -> str | None:
     if value.device.type == "meta":
         return "a tensor on the meta device holds no data. Materialise the model first."
     if getattr(value, "is_nested", False) or type(value).__name__ == "DTensor":
-        return f"a {type(value).__name__} is spread or ragged. Gather it to plain tensors first (full_tensor(), unbind())."
+        kind = type(value).__name__
+        return f"a {kind} is spread or ragged. Gather it to plain tensors first (full_tensor(), unbind())."
     if value.numel() and not _address(value) and value.device.type in ("cpu", "cuda"):
-        return f"a {type(value).__name__} has no memory of its own. Store the plain tensors that it is made of."
+        return (
+            f"a {type(value).__name__} has no memory of its own. Store the plain tensors that it is made of."
+        )
     return None
 
 

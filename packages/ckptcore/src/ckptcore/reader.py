@@ -1,4 +1,5 @@
-"""The one parser of checkpoint files: `ckptcore.read_header`, `ckptcore.verify` and `ckptcore.load` all stand on it.
+"""The one parser of checkpoint files: `ckptcore.read_header`, `ckptcore.verify` and `ckptcore.load` all stand
+on it.
 
 It works on an open file descriptor, so that the file that was checked is the file that is read, and needs no
 torch.
@@ -114,7 +115,8 @@ def find_summary(fd: int, path: Path) -> Header | None:
     try:
         if version > FORMAT_VERSION and summary_format(summary) == version:
             raise UnknownFormat(
-                f"{path.name} has format version {version}; this ckptcore reads up to {FORMAT_VERSION}. Update ckptcore."
+                f"{path.name} has format version {version}; this ckptcore reads up to {FORMAT_VERSION}. "
+                "Update ckptcore."
             )
         if version != FORMAT_VERSION:
             raise ValueError(f"its seal has version {version}")
@@ -124,7 +126,9 @@ def find_summary(fd: int, path: Path) -> Header | None:
 
 
 def looks_native(fd: int) -> bool:
-    """Whether a file that does not read as ours was ours once: it carries the marker or the name of the header."""
+    """Whether a file that does not read as ours was ours once: it carries the marker or the name of the
+    header.
+    """
     size = os.fstat(fd).st_size
     head = read_exactly(fd, min(size, 1 << 20), 0)
     if MARKER.encode() in head:
@@ -135,7 +139,7 @@ def looks_native(fd: int) -> bool:
 
 @dataclass(frozen=True)
 class Opened:
-    """A native checkpoint whose structure, table and pickle are checked, and whose tensors are not read yet."""
+    """A native checkpoint of which all is checked but the tensors' data, which is not read yet."""
 
     header: Header
     tree: dict[str, Any]

@@ -1,8 +1,9 @@
 """The safetensors format, read and written without its library: a JSON header and one run of bytes.
 
-Source: the format's own description: eight bytes of header length, JSON with dtype, shape and data_offsets of every tensor,
-then the data, without holes or overlaps. The format allows headers of 100 MB; parsing one takes gigabytes of memory, so at
-most 32 MiB (some 300,000 tensors) are read here.
+Source: the format's own description: eight bytes of header length, JSON with dtype, shape and data_offsets of
+    every tensor,
+then the data, without holes or overlaps. The format allows headers of 100 MB; parsing one takes gigabytes of
+memory, so at most 32 MiB (some 300,000 tensors) are read here.
 """
 
 from __future__ import annotations
@@ -107,7 +108,9 @@ def _check_places(placements: Mapping[str, Placement], data_size: int) -> None:
 
 
 def findings(fd: int) -> list[str]:
-    """What breaks the format's rules in an open file; the format has no checksums, so flipped bits in the data are not found."""
+    """What breaks the format's rules in an open file; the format has no checksums, so flipped bits in the
+    data are not found.
+    """
     try:
         read_placements(fd)
     except ValueError as error:
@@ -151,7 +154,8 @@ def load(fd: int, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def encode_header(tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
-    """Length and JSON of a file with these tensors (dtype, shape), whose data follows in this order; the same input, the same bytes.
+    """Length and JSON of a file with these tensors (dtype, shape), whose data follows in this order; the same
+    input, the same bytes.
 
     Raises:
         ValueError: a dtype has no name in this format.

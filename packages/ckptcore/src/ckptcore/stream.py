@@ -1,7 +1,8 @@
 """A file written once from front to end, past the page cache where the file system allows it.
 
-A checkpoint is written and hardly ever read: through the page cache it would be copied once more by the processor and
-would push the training data out. With O_DIRECT the device fetches the bytes itself, and the processor hashes meanwhile.
+A checkpoint is written and hardly ever read: through the page cache it would be copied once more by the
+processor and would push the training data out. With O_DIRECT the device fetches the bytes itself, and the
+processor hashes meanwhile.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ from typing import Self
 from ckptcore.memory import Arena
 
 BUFFER = 2 << 20
-"""Bytes handed to the device at a time: as much as keeps it busy, and little enough to stay in the processor's cache."""
+"""Bytes handed to the device at a time: as much as keeps it busy, and little enough to stay in the
+processor's cache.
+"""
 
 BLOCK = 4096
 """Direct writes begin and end at multiples of this."""
 
 DIRECT_FROM = 8 << 20
-"""Smaller files go through the page cache: there is nothing to gain, and they are often read again at once."""
+"""Smaller files go through the page cache: there is nothing to gain, and they are often read again at once.
+"""
 
 _REFUSALS = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY}
 
@@ -82,7 +86,8 @@ class Stream:
                 written = 0
             done += written
             if self._direct and written % BLOCK:
-                # A file system that takes the flag and not the writes, or stopped within a block: go on through its cache.
+                # A file system that takes the flag and not the writes, or stopped within a block: go on
+                # through its cache.
                 self._direct = False
                 self._set_direct(False)
             elif written == 0:
@@ -108,12 +113,15 @@ class Stream:
     def close(self) -> None:
         """Free the buffer; the file stays open."""
         self._view.release()
-        # The traceback of a failed write may still hold a slice of the buffer; it goes with the traceback then.
+        # The traceback of a failed write may still hold a slice of the buffer; it goes with the traceback
+        # then.
         with suppress(BufferError):
             self._buffer.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

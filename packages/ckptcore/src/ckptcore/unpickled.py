@@ -1,4 +1,5 @@
-"""``data.pkl`` read back without torch: a parser for the opcodes that `ckptcore.pickled` writes, and for no others.
+"""``data.pkl`` read back without torch: a parser for the opcodes that `ckptcore.pickled` writes, and for no
+others.
 
 Nothing is looked up or called by name: a global is one of a fixed list or the file is refused. What a hostile
 file can make this parser build is bounded by `MAX_PICKLE`, `MAX_CONTAINERS` and `MAX_DEPTH`.
@@ -142,7 +143,8 @@ class _Parser:
 
     def put(self, index: int) -> None:
         value = self._top()
-        # Only what cannot change is ever memoised: shared mutable containers would read differently elsewhere.
+        # Only what cannot change is ever memoised: shared mutable containers would read differently
+        # elsewhere.
         if index != len(self._memo) or not isinstance(value, (str, _Global)):
             raise PickleProblem("a memo entry that is none of ours")
         self._memo.append(value)

@@ -1,4 +1,6 @@
-"""Is this checkpoint what was written? Every digest of a native file; CRCs and structure of a foreign one. No torch."""
+"""Is this checkpoint what was written? Every digest of a native file; CRCs and structure of a foreign one. No
+torch.
+"""
 
 from __future__ import annotations
 
@@ -69,16 +71,18 @@ def verify(path: str | os.PathLike[str]) -> Report:
 
 
 def _native_findings(fd: int, header: Header) -> list[str]:
-    """Everything wrong with a native file; damaged tensors are looked for even where the structure is damaged too."""
+    """Everything wrong with a native file; damaged tensors are looked for even where the structure is damaged
+    too.
+    """
+    try:
+        _, tensors, records = reader.read_table(fd, header)
+    except ValueError as error:
+        return [str(error)]
     found: list[str] = []
     try:
         reader.open_native(fd, header)
     except DamagedCheckpoint as error:
         found += error.findings
-    try:
-        _, tensors, records = reader.read_table(fd, header)
-    except ValueError:
-        return found
     placed = list(container.place_all([Record(f"{ROOT}/{e.name}", e.size, e.crc32) for e in records]))
     stretches = [Stretch(fd, p.data_at, e.size, e.digest) for p, e in zip(placed, records, strict=True)]
     whole = intact(stretches)

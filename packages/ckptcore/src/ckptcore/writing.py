@@ -21,7 +21,6 @@ from ckptcore.hashing import Crew, buffer_digests, cores
 from ckptcore.header import (
     FORMAT_VERSION,
     MARKER,
-    MAX_TABLE,
     SUMMARY_RECORD,
     TABLE_RECORD,
     RecordEntry,
@@ -62,12 +61,13 @@ class Encoded:
         """About what the file will take: tensors, and a margin for pickle, table and directory."""
         return sum(t.numel() * t.element_size() for t in self.tensors) + 600 * len(self.tensors) + (1 << 16)
 
-
     def compacted(self) -> Encoded:
         """The same with only the tensors that its tree still names, numbered anew."""
         used = list(dict.fromkeys(slot.index for _, slot in iter_slots(self.tree)))
         renumbered = {index: position for position, index in enumerate(used)}
-        return replace(self, tree=renumber(self.tree, renumbered), tensors=[self.tensors[index] for index in used])
+        return replace(
+            self, tree=renumber(self.tree, renumbered), tensors=[self.tensors[index] for index in used]
+        )
 
 
 def encode(state: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> Encoded:
@@ -83,14 +83,18 @@ def encode(state: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) 
     names = Counter(join_path(path) for path, _ in iter_slots(tree))
     for name, count in names.items():
         if count > 1:
-            raise UnsavableValue(name, "two tensors have this key path as text (the keys 0 and '0', say). Rename one.")
+            raise UnsavableValue(
+                name, "two tensors have this key path as text (the keys 0 and '0', say). Rename one."
+            )
     plain, none = flatten(metadata or {})
     if none:
         raise UnsavableValue("metadata", "a tensor has no place in the metadata; put it into the state.")
     return Encoded(tree, tensors, jsonable(plain), datetime.now(UTC).isoformat())
 
 
-def save(path: str | os.PathLike[str], state: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> Path:
+def save(
+    path: str | os.PathLike[str], state: Mapping[str, Any], metadata: Mapping[str, Any] | None = None
+) -> Path:
     """Save a training state as one durable, digested file that plain ``torch.load(path)`` opens.
 
     Args:
@@ -166,15 +170,17 @@ class _Records:
 
 def _write_header(records: _Records, encoded: Encoded, specs: Sequence[TensorSpec]) -> str | None:
     """The tensor table and the summary, which name everything before them; returns the model digest."""
-    digests = {int(e.name.removeprefix("data/")): e.digest for e in records.entries if e.name.startswith("data/")}
+    digests = {
+        int(e.name.removeprefix("data/")): e.digest for e in records.entries if e.name.startswith("data/")
+    }
     tensors = tensor_entries(encoded.tree, dict(enumerate(specs)), digests)
     table = encode_table(tensors, records.entries)
-    if len(table) > MAX_TABLE:
-        raise UnsavableValue("", f"the table of {len(tensors):,} tensors takes {len(table):,} bytes; at most {MAX_TABLE:,}.")
     content = derive_content(encoded.tree)
     table_at = records.next_data_at(TABLE_RECORD)
     records.add(TABLE_RECORD, memoryview(table), *buffer_digests(memoryview(table)))
-    sealed = seal(summary_bytes(content, encoded.metadata, tensors, table, table_at, encoded.created, _writer()))
+    sealed = seal(
+        summary_bytes(content, encoded.metadata, tensors, table, table_at, encoded.created, _writer())
+    )
     records.add(SUMMARY_RECORD, memoryview(sealed), *buffer_digests(memoryview(sealed)))
     return model_digest(tensors)
 
@@ -187,11 +193,12 @@ def _spec(tensor: torch.Tensor) -> TensorSpec:
 
 
 def contiguous(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself, or a copy on the CPU whose numbers lie in row-major order."""
     return tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
 
 
 def bytes_of(tensor: torch.Tensor, spec: TensorSpec) -> memoryview:
-    """The bytes of a contiguous CPU tensor, without NumPy and without a copy; valid while the tensor lives."""
+    """The bytes of a contiguous CPU tensor, without NumPy or a copy; valid while the tensor lives."""
     if spec.nbytes == 0:
         return memoryview(b"")
     return memoryview((ctypes.c_char * spec.nbytes).from_address(tensor.data_ptr())).cast("B")

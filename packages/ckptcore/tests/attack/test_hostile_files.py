@@ -1,4 +1,6 @@
-"""Files that somebody built to harm whoever opens them: refused by name, without running, eating memory or hanging."""
+"""Files that somebody built to harm whoever opens them: refused by name, without running, eating memory or
+hanging.
+"""
 
 import io
 import json
@@ -11,13 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ckptcore
 import numpy as np
 import pytest
 import torch
-from ckptcore.container import ROOT, Record
-from ckptcore.header import MAX_SUMMARY, MAX_TABLE
-from ckptcore.pickled import MAX_PICKLE
 from forgery import (
     Parts,
     call,
@@ -35,6 +33,11 @@ from forgery import (
 )
 from judging import Verdict, judge
 from states import tiny_state
+
+import ckptcore
+from ckptcore.container import Record
+from ckptcore.header import MAX_SUMMARY, MAX_TABLE
+from ckptcore.pickled import MAX_PICKLE
 
 MEMORY = 1500 << 20
 SECONDS = 30
@@ -60,7 +63,8 @@ def add(name: str, data: Callable[[Path], bytes]) -> None:
     FILES[name] = data
 
 
-# --- code in pickles -----------------------------------------------------------------------------------------
+# --- code in pickles
+# -----------------------------------------------------------------------------------------
 
 PAYLOADS = {
     "os.system": call("os.system", SHELL),
@@ -95,7 +99,11 @@ def tar(payload: bytes) -> bytes:
     """torch's format before 0.1.10 around a pickle."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for name, data in (("storages", pickle.dumps(0, 2)), ("tensors", pickle.dumps(0, 2)), ("pickle", payload)):
+        for name, data in (
+            ("storages", pickle.dumps(0, 2)),
+            ("tensors", pickle.dumps(0, 2)),
+            ("pickle", payload),
+        ):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
@@ -118,11 +126,18 @@ for _name in ("os.system", "eval", "subprocess.Popen"):
     add(f"{_name} in the tar format", lambda _, p=_payload: tar(p))
     add(f"{_name} in a bare pickle", lambda _, p=_payload: p)
     add(f"{_name} in a bare protocol 4 pickle", lambda _, p=_payload: b"\x80\x04" + p[2:])
-add("os.system in the first of the legacy pickles", lambda _: legacy(state())[:14] + state(a=PAYLOADS["os.system"]) + b"N.")
-add("a second pickle behind the first", lambda _: torch_zip(state(epoch=b"K\x01") + state(a=PAYLOADS["os.system"])))
+add(
+    "os.system in the first of the legacy pickles",
+    lambda _: legacy(state())[:14] + state(a=PAYLOADS["os.system"]) + b"N.",
+)
+add(
+    "a second pickle behind the first",
+    lambda _: torch_zip(state(epoch=b"K\x01") + state(a=PAYLOADS["os.system"])),
+)
 
 
-# --- zips that two readers read differently ------------------------------------------------------------------
+# --- zips that two readers read differently
+# ------------------------------------------------------------------
 
 GOOD, EVIL = state(epoch=b"K\x01"), state(epoch=b"K\x02")
 
@@ -251,16 +266,35 @@ def _(good: Path) -> bytes:
     return zip_of([("archive/data.pkl", EVIL)])[: 30 + 16 + len(EVIL)] + whole
 
 
-for _trick in ("../../executed", "/executed", "archive/../../executed", "archive\\..\\executed", "archive/a\nb"):
-    add(f"the name {_trick!r} in a torch zip", lambda _, t=_trick: zip_of([("archive/data.pkl", GOOD), ("archive/version", b"3\n"), (t, b"x")]))
-add("a name that ends at a zero byte for some readers", lambda _: torch_zip(GOOD, **{"archive/aXb": b"x"}).replace(b"aXb", b"a\0b"))
+for _trick in (
+    "../../executed",
+    "/executed",
+    "archive/../../executed",
+    "archive\\..\\executed",
+    "archive/a\nb",
+):
+    add(
+        f"the name {_trick!r} in a torch zip",
+        lambda _, t=_trick: zip_of([("archive/data.pkl", GOOD), ("archive/version", b"3\n"), (t, b"x")]),
+    )
+add(
+    "a name that ends at a zero byte for some readers",
+    lambda _: torch_zip(GOOD, **{"archive/aXb": b"x"}).replace(b"aXb", b"a\0b"),
+)
 add("a root that leads out", lambda _: torch_zip(GOOD, root=".."))
 for _trick in ("../data.pkl", "/etc/passwd", "..\\x", "../version"):
-    add(f"the storage {_trick!r} in a torch zip", lambda _, t=_trick: torch_zip(state(a=tensor(storage(t, 4), (4,), (1,))), {"0": FOUR}))
-    add(f"the storage {_trick!r} in a native file", lambda good, t=_trick: native_with_pickle(good, state(a=tensor(storage(t, 4), (4,), (1,)))))
+    add(
+        f"the storage {_trick!r} in a torch zip",
+        lambda _, t=_trick: torch_zip(state(a=tensor(storage(t, 4), (4,), (1,))), {"0": FOUR}),
+    )
+    add(
+        f"the storage {_trick!r} in a native file",
+        lambda good, t=_trick: native_with_pickle(good, state(a=tensor(storage(t, 4), (4,), (1,)))),
+    )
 
 
-# --- programs ------------------------------------------------------------------------------------------------
+# --- programs
+# ------------------------------------------------------------------------------------------------
 
 add("constants.pkl in a torch zip", lambda _: torch_zip(GOOD, **{"archive/constants.pkl": b"\x80\x02)."}))
 add("code in a torch zip", lambda _: torch_zip(GOOD, **{"archive/code/__torch__.py": b"import os"}))
@@ -280,7 +314,8 @@ def _(good: Path) -> bytes:
     return out.getvalue()
 
 
-# --- sizes ---------------------------------------------------------------------------------------------------
+# --- sizes
+# ---------------------------------------------------------------------------------------------------
 
 
 @hostile("a deflated data.pkl of a hundred megabytes")
@@ -306,9 +341,16 @@ def _(good: Path) -> bytes:
 def _(good: Path) -> bytes:
     data = torch_zip(GOOD)
     start = data.index(b"PK\x01\x02")
-    end64 = struct.pack("<IQHHIIQQQQ", 0x06064B50, 44, 45, 45, 0, 0, 1 << 32, 1 << 32, len(data) - 22 - start, start)
+    end64 = struct.pack(
+        "<IQHHIIQQQQ", 0x06064B50, 44, 45, 45, 0, 0, 1 << 32, 1 << 32, len(data) - 22 - start, start
+    )
     locator = struct.pack("<IIQI", 0x07064B50, 0, len(data) - 22, 1)
-    return data[:-22] + end64 + locator + struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    return (
+        data[:-22]
+        + end64
+        + locator
+        + struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    )
 
 
 def with_summary(good: Path, summary: bytes) -> bytes:
@@ -319,29 +361,59 @@ def with_table(good: Path, table: bytes) -> bytes:
     return Parts.of(good).build(table=table)
 
 
-add("a summary of a hundred megabytes", lambda good: with_summary(good, b'{"a":"' + b"x" * (100 << 20) + b'"}'))
+add(
+    "a summary of a hundred megabytes",
+    lambda good: with_summary(good, b'{"a":"' + b"x" * (100 << 20) + b'"}'),
+)
 add("a summary nested a hundred thousand deep", lambda good: with_summary(good, b"[" * 100_000))
-add("a summary of a megabyte of empty lists", lambda good: with_summary(good, b"[" + b"[]," * (MAX_SUMMARY // 3 - 2) + b"[]]"))
+add(
+    "a summary of a megabyte of empty lists",
+    lambda good: with_summary(good, b"[" + b"[]," * (MAX_SUMMARY // 3 - 2) + b"[]]"),
+)
 add("a summary that is no object", lambda good: with_summary(good, b"[]"))
 add("a summary that is no JSON", lambda good: with_summary(good, b"\xff\xfe"))
 add("a summary without anything", lambda good: with_summary(good, b""))
-add("metadata nested five hundred deep", lambda good: _summary(good, metadata=json.loads('{"a":' * 500 + "1" + "}" * 500)))
+add(
+    "metadata nested five hundred deep",
+    lambda good: _summary(good, metadata=json.loads('{"a":' * 500 + "1" + "}" * 500)),
+)
 add("a table of a hundred megabytes", lambda good: with_table(good, b'{"a":"' + b"x" * (100 << 20) + b'"}'))
 add("a table nested a million deep", lambda good: with_table(good, b"[" * 1_000_000))
-add("a table of as many empty lists as it may have", lambda good: with_table(good, b"[" + b"[]," * (MAX_TABLE // 3 - 2) + b"[]]"))
-add("a table of as many empty rows as it may have", lambda good: with_table(good, b'{"tensors":[' + b"[]," * (MAX_TABLE // 3 - 20) + b'[]],"records":[]}'))
-add("a table of as many numbers as it may have", lambda good: with_table(good, b'{"tensors":[' + b"0.5," * (MAX_TABLE // 4 - 20) + b'1],"records":[]}'))
+add(
+    "a table of as many empty lists as it may have",
+    lambda good: with_table(good, b"[" + b"[]," * (MAX_TABLE // 3 - 2) + b"[]]"),
+)
+add(
+    "a table of as many empty rows as it may have",
+    lambda good: with_table(good, b'{"tensors":[' + b"[]," * (MAX_TABLE // 3 - 20) + b'[]],"records":[]}'),
+)
+add(
+    "a table of as many numbers as it may have",
+    lambda good: with_table(good, b'{"tensors":[' + b"0.5," * (MAX_TABLE // 4 - 20) + b'1],"records":[]}'),
+)
 add("a table that lies beyond the file", lambda good: _forced_table(good, at=1 << 50))
 add("a table of negative size", lambda good: _forced_table(good, size=-1))
 add("a table at a place that is no number", lambda good: _forced_table(good, at="1" * 5000))
 add("a table in the place of the pickle", lambda good: _forced_table(good, at=64))
-add("a native pickle larger than is read", lambda good: native_with_pickle(good, b"\x80\x02" + b"N" * MAX_PICKLE))
-add("a native pickle of empty lists", lambda good: native_with_pickle(good, b"\x80\x02" + b"]" * 3_000_000 + b"."))
-add("a native pickle of nested tuples", lambda good: native_with_pickle(good, state(a=b"N" + b"\x85" * 300_000)))
+add(
+    "a native pickle larger than is read",
+    lambda good: native_with_pickle(good, b"\x80\x02" + b"N" * MAX_PICKLE),
+)
+add(
+    "a native pickle of empty lists",
+    lambda good: native_with_pickle(good, b"\x80\x02" + b"]" * 3_000_000 + b"."),
+)
+add(
+    "a native pickle of nested tuples",
+    lambda good: native_with_pickle(good, state(a=b"N" + b"\x85" * 300_000)),
+)
 add("a native pickle of marks", lambda good: native_with_pickle(good, b"\x80\x02" + b"(" * 10_000_000 + b"."))
 add("a native pickle of colliding keys", lambda good: native_with_pickle(good, _colliding()))
 add("a native tensor of a shape beyond 64 bits", lambda good: native_with_pickle(good, _endless_shape()))
-add("a native storage of a terabyte", lambda good: native_with_pickle(good, state(a=tensor(storage("0", 1 << 40), (1 << 40,), (1,)))))
+add(
+    "a native storage of a terabyte",
+    lambda good: native_with_pickle(good, state(a=tensor(storage("0", 1 << 40), (1 << 40,), (1,)))),
+)
 
 
 def _forced_table(good: Path, **forced: Any) -> bytes:
@@ -368,7 +440,8 @@ def _sets_of_tuples() -> bytes:
     return state(a=call("builtins.set", b"](" + b"".join(tuple_(number(i)) for i in range(20_000)) + b"e"))
 
 
-# --- what torch's restricted unpickler would do ----------------------------------------------------------------
+# --- what torch's restricted unpickler would do
+# ----------------------------------------------------------------
 
 ASKING = {
     "a terabyte of bytes": call("builtins.bytearray", number(1 << 40)),
@@ -412,12 +485,22 @@ ASKING = {
 }  # fmt: skip
 for _name, _opcodes in ASKING.items():
     add(f"{_name}, asked for by a torch zip", lambda _, p=state(a=_opcodes): torch_zip(p, {"0": FOUR}))
-for _name in ("a terabyte of bytes", "a storage of a terabyte", "a storage larger than its record", "a shape larger than its storage", "a slow codec"):
-    add(f"{_name}, asked for by the legacy format", lambda _, p=state(a=ASKING[_name].replace(b"Q", b"Q")): legacy(p))
+for _name in (
+    "a terabyte of bytes",
+    "a storage of a terabyte",
+    "a storage larger than its record",
+    "a shape larger than its storage",
+    "a slow codec",
+):
+    add(
+        f"{_name}, asked for by the legacy format",
+        lambda _, p=state(a=ASKING[_name].replace(b"Q", b"Q")): legacy(p),
+    )
 add("a pickle larger than is read, in a torch zip", lambda _: torch_zip(b"\x80\x02" + b"N" * (33 << 20)))
 
 
-# --- headers that lie ----------------------------------------------------------------------------------------
+# --- headers that lie
+# ----------------------------------------------------------------------------------------
 
 
 def lie(name: str) -> Callable[[Callable[[Parts], None]], Callable[[Parts], None]]:
@@ -522,7 +605,9 @@ def _(parts: Parts) -> None:
 def _(parts: Parts) -> None:
     parts.replace("data.pkl", parts.record("data.pkl").replace(b"ckptcore_format", b"ckptcore_forget"))
     parts.summary["content"]["keys"][-1] = "ckptcore_forget"
-    parts.summary["content"]["scalars"]["ckptcore_forget"] = parts.summary["content"]["scalars"].pop("ckptcore_format")
+    parts.summary["content"]["scalars"]["ckptcore_forget"] = parts.summary["content"]["scalars"].pop(
+        "ckptcore_format"
+    )
 
 
 @lie("the byte order")
@@ -543,7 +628,9 @@ def _(parts: Parts) -> None:
 for _name, _changed in {
     "content that is a list": {"content": []},
     "content without keys": {"content": {"scalars": {}, "texts": {}, "val_metrics": {}}},
-    "scalars that are texts": {"content": {"scalars": {"epoch": "2"}, "texts": {}, "val_metrics": {}, "keys": []}},
+    "scalars that are texts": {
+        "content": {"scalars": {"epoch": "2"}, "texts": {}, "val_metrics": {}, "keys": []}
+    },
     "metadata that is a list": {"metadata": [1]},
     "a model digest that is an object": {"model_digest": {}},
     "counts that are texts": {"tensors": {"count": "1", "bytes": 1, "parameters": 1}},
@@ -554,7 +641,8 @@ for _name, _changed in {
     add(f"a summary with {_name}", lambda good, c=_changed: _summary(good, **c))
 
 
-# --- safetensors ---------------------------------------------------------------------------------------------
+# --- safetensors
+# ---------------------------------------------------------------------------------------------
 
 
 def entry(shape: Any, offsets: Any) -> dict[str, Any]:
@@ -580,7 +668,8 @@ for _name, _data in SAFETENSORS.items():
     add(f"safetensors with {_name}", lambda _, d=_data: d)
 
 
-# --- the tests -----------------------------------------------------------------------------------------------
+# --- the tests
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -601,12 +690,16 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Verdict]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_hostile_file_is_refused_by_our_own_error_and_runs_nothing(verdicts: dict[str, Verdict], name: str) -> None:
+def test_a_hostile_file_is_refused_by_our_own_error_and_runs_nothing(
+    verdicts: dict[str, Verdict], name: str
+) -> None:
     verdict = verdicts[name]
     assert not verdict.executed
     assert verdict.errors["load"] is not None, f"it was loaded: {verdict.mapping}"
     assert verdict.errors["verify"] is not None, "verify calls it whole"
-    alien = {reader: error for reader, error in verdict.errors.items() if error and error[0].startswith("NOT OURS")}
+    alien = {
+        reader: error for reader, error in verdict.errors.items() if error and error[0].startswith("NOT OURS")
+    }
     assert alien == {}
     assert verdict.bytes < MEMORY
     assert verdict.seconds < SECONDS

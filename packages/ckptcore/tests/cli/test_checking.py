@@ -64,8 +64,9 @@ def test_verify_compares_a_version_with_its_card(ckpt, trained):
     assert ran.code == 1 and "DAMAGED" in ran.out and "is not the file that was promoted" in ran.out
 
 
-def test_verify_of_nothing_is_a_finding(ckpt, tmp_path):
-    ran = ckpt("verify", tmp_path)
+@pytest.mark.parametrize("command", ["verify", "compare"])
+def test_nothing_to_look_at_is_a_finding(ckpt, tmp_path, command):
+    ran = ckpt(command, tmp_path)
     assert ran.code == 1 and "no checkpoints" in ran.err
 
 

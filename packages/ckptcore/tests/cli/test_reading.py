@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import pytest
@@ -123,6 +124,14 @@ def test_latest_passes_over_damage_inside_tensors_and_moves_nothing(ckpt, traine
     ran = ckpt("latest", trained)
     assert ran.code == 0 and "passed over latest.pt: tensor model_state_dict/w" in ran.err
     assert "epoch_5.pt" in ran.out and names(trained) == before
+
+
+def test_latest_of_another_programs_folder_prefers_numbered_files_and_promises_nothing(ckpt, tmp_path):
+    for name in ("checkpoint_5.pt", "checkpoint_10.pt", "best_model.pt"):
+        torch.save({"epoch": 1, "w": torch.zeros(1)}, tmp_path / name)
+        os.utime(tmp_path / name, (1e9 + len(name), 1e9 + len(name)))
+    ran = ckpt("latest", tmp_path)
+    assert ran.code == 0 and "checkpoint_10.pt" in ran.out and "resume(" not in ran.out
 
 
 def test_latest_of_a_folder_without_checkpoints_is_a_finding(ckpt, tmp_path):

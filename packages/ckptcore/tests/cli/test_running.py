@@ -101,6 +101,12 @@ def test_a_setting_that_is_missing_or_wrong_is_wrong_usage_with_the_lines_to_add
         assert 'resume_command = ["python", "train.py", "--resume", "{checkpoint}"]' in ran.err
 
 
+def test_without_a_pyproject_the_lines_to_write_are_shown(project, trained, ckpt):
+    (project / "pyproject.toml").unlink()
+    ran = ckpt("resume", trained)
+    assert ran.code == 2 and "no pyproject.toml" in ran.err and "    [tool.ckptcore]" in ran.err
+
+
 def test_a_program_that_does_not_exist_is_wrong_usage(project, trained):
     (project / "pyproject.toml").write_text(SETTING.format('["no-such-program", "{checkpoint}"]'))
     ran = resume(trained)

@@ -16,9 +16,7 @@ def test_row_1_8_plan_says_what_happens_to_every_file_and_why(ckpt, trained):
     found = ckpt("plan", trained, "--keep", 2, "--json").json
     verdicts = {f["name"]: (f["keep"], f["verdict"]) for f in found["files"]}
     assert set(verdicts) == {path.name for path in trained.glob("*.pt*")}
-    assert (
-        verdicts["best.pt"] == verdicts["latest.pt"] == verdicts[version] == (True, "must stay")
-    )
+    assert verdicts["best.pt"] == verdicts["latest.pt"] == verdicts[version] == (True, "must stay")
     assert verdicts["epoch_6.pt"] == verdicts["epoch_5.pt"] == verdicts["final.pt"] == (True, "may go")
     assert verdicts["epoch_1.pt"] == verdicts["epoch_3.pt"] == (False, "safe to delete")
     assert verdicts["old.pth"] == (True, "yours to decide")

@@ -1,16 +1,17 @@
 """Nothing of a checkpoint may change unseen: every byte is read, and every reading is checked.
 
-Zip fields that nothing reads: none. A reader rebuilds every header and the directory from the table and compares
-them byte for byte, so these tests make no exception for any byte of the file.
+Zip fields that nothing reads: none. A reader rebuilds every header and the directory from the table and
+compares them byte for byte, so these tests make no exception for any byte of the file.
 """
 
 import random
 from pathlib import Path
 
-import ckptcore
 import pytest
-from ckptcore.errors import DamagedCheckpoint
 from states import tiny_state
+
+import ckptcore
+from ckptcore.errors import DamagedCheckpoint
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +26,15 @@ def unseen(path: Path, data: bytes) -> str | None:
     path.write_bytes(data)
     if ckptcore.verify(path).ok:
         return "verify"
-    try:
-        ckptcore.load(path)
-    except DamagedCheckpoint as error:
-        return None if error.findings else "findings"
-    return "load"
+    for mmap in (False, True):
+        try:
+            ckptcore.load(path, mmap=mmap)
+        except DamagedCheckpoint as error:
+            if not error.findings:
+                return "findings"
+        else:
+            return f"load(mmap={mmap})"
+    return None
 
 
 def assert_every_flip_is_seen(path: Path, whole: bytes, masks: list[list[int]]) -> None:
@@ -51,14 +56,18 @@ def test_a_flipped_bit_in_any_byte_is_reported_by_verify_and_by_load(tmp_path: P
 
 
 @pytest.mark.slow
-def test_every_bit_of_every_byte_flipped_in_turn_is_reported_by_verify_and_by_load(tmp_path: Path, whole: bytes) -> None:
+def test_every_bit_of_every_byte_flipped_in_turn_is_reported_by_verify_and_by_load(
+    tmp_path: Path, whole: bytes
+) -> None:
     assert_every_flip_is_seen(tmp_path / "flipped.pt", whole, [[1 << bit for bit in range(8)] for _ in whole])
 
 
 @pytest.mark.slow
 def test_any_other_value_of_any_byte_is_reported_too(tmp_path: Path, whole: bytes) -> None:
     chooser = random.Random(1)
-    assert_every_flip_is_seen(tmp_path / "changed.pt", whole, [[chooser.randrange(1, 256), 0xFF] for _ in whole])
+    assert_every_flip_is_seen(
+        tmp_path / "changed.pt", whole, [[chooser.randrange(1, 256), 0xFF] for _ in whole]
+    )
 
 
 @pytest.mark.parametrize("size", [512, 4096])
@@ -97,7 +106,9 @@ def test_a_file_cut_to_nothing_or_to_a_few_bytes_is_an_error_of_ours(tmp_path: P
 
 
 @pytest.mark.parametrize("more", [b"\0", b"\0" * 22, b"x" * 5000, b"PK\x05\x06" + bytes(18)])
-def test_bytes_after_the_end_or_before_the_start_are_reported(tmp_path: Path, whole: bytes, more: bytes) -> None:
+def test_bytes_after_the_end_or_before_the_start_are_reported(
+    tmp_path: Path, whole: bytes, more: bytes
+) -> None:
     assert unseen(tmp_path / "longer.pt", whole + more) is None
     assert unseen(tmp_path / "shifted.pt", more + whole) is None
 
@@ -106,8 +117,12 @@ def test_bytes_taken_out_or_put_in_anywhere_are_reported(tmp_path: Path, whole: 
     chooser = random.Random(2)
     for _ in range(150):
         at, count = chooser.randrange(len(whole)), chooser.choice((1, 4, 64))
-        assert unseen(tmp_path / "a.pt", whole[:at] + whole[at + count :]) is None, f"{count} bytes out at {at}"
-        assert unseen(tmp_path / "a.pt", whole[:at] + bytes(count) + whole[at:]) is None, f"{count} bytes in at {at}"
+        assert unseen(tmp_path / "a.pt", whole[:at] + whole[at + count :]) is None, (
+            f"{count} bytes out at {at}"
+        )
+        assert unseen(tmp_path / "a.pt", whole[:at] + bytes(count) + whole[at:]) is None, (
+            f"{count} bytes in at {at}"
+        )
 
 
 def test_two_files_spliced_at_any_point_are_reported(tmp_path: Path, whole: bytes) -> None:

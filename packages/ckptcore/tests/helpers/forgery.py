@@ -1,4 +1,6 @@
-"""Checkpoint files as an attacker would build them: any records, table and summary, under digests that are right."""
+"""Checkpoint files as an attacker would build them: any records, table and summary, under digests that are
+right.
+"""
 
 import hashlib
 import io
@@ -64,8 +66,12 @@ class Parts:
         rows = [[n, len(d), f"{zlib.crc32(d):08x}", sha256(d)] for n, d in self.records]
         return canonical_json({"tensors": self.tensors, "records": rows})
 
-    def build(self, table: bytes | None = None, summary: bytes | None = None, version: int = FORMAT_VERSION) -> bytes:
-        """The file's bytes, canonical and sealed; table and summary as given, or as they follow from the parts."""
+    def build(
+        self, table: bytes | None = None, summary: bytes | None = None, version: int = FORMAT_VERSION
+    ) -> bytes:
+        """The file's bytes, canonical and sealed; table and summary as given, or as they follow from the
+        parts.
+        """
         table = self.table() if table is None else table
         records = [Record(f"{ROOT}/{n}", len(d), zlib.crc32(d)) for n, d in self.records]
         data = [d for _, d in self.records]
@@ -73,7 +79,9 @@ class Parts:
         at = container.place(Record(f"{ROOT}/{TABLE_RECORD}", len(table), 0), end).data_at
         if summary is None:
             place = {"at": at, "size": len(table), "sha256": sha256(table)}
-            summary = canonical_json({**self.summary, "table": {**place, **self.summary.get("forced_table", {})}})
+            summary = canonical_json(
+                {**self.summary, "table": {**place, **self.summary.get("forced_table", {})}}
+            )
         for name, content in ((TABLE_RECORD, table), (SUMMARY_RECORD, sealed(summary, version))):
             records.append(Record(f"{ROOT}/{name}", len(content), zlib.crc32(content)))
             data.append(content)
@@ -92,7 +100,9 @@ def pack(records: list[Record], data: list[bytes]) -> bytes:
     return body + container.directory(placed)
 
 
-def torch_zip(pickle: bytes, storages: dict[str, bytes] | None = None, root: str = "archive", **extra: bytes) -> bytes:
+def torch_zip(
+    pickle: bytes, storages: dict[str, bytes] | None = None, root: str = "archive", **extra: bytes
+) -> bytes:
     """A file as torch.save writes it, around any pickle."""
     members = {f"{root}/data.pkl": pickle, f"{root}/byteorder": b"little", f"{root}/version": b"3\n"}
     members |= {f"{root}/data/{key}": data for key, data in (storages or {}).items()}

@@ -1,7 +1,7 @@
 """Opens hostile files in a process with little memory, and says what came of it.
 
-As a script: ``judging.py FILE...`` opens each file in every way and prints one JSON line for it. The working folder
-is where payloads would leave the file ``executed``.
+As a script: ``judging.py FILE...`` opens each file in every way and prints one JSON line for it. The working
+folder is where payloads would leave the file ``executed``.
 """
 
 import json
@@ -73,7 +73,10 @@ def _open(path: str) -> dict[str, Any]:
                 mapping = repr(dict(found))[:300]
         except BaseException as error:
             ours = isinstance(error, ckptcore.CheckpointError)
-            errors[name] = (type(error).__name__ if ours else f"NOT OURS: {type(error).__name__}", str(error)[:300])
+            errors[name] = (
+                type(error).__name__ if ours else f"NOT OURS: {type(error).__name__}",
+                str(error)[:300],
+            )
         found = None
     seconds, peak = time.perf_counter() - start, _peak() - before
     executed = os.path.exists("executed")
@@ -81,8 +84,9 @@ def _open(path: str) -> dict[str, Any]:
 
 
 def main(paths: list[str]) -> None:
-    import ckptcore
     import torch
+
+    import ckptcore
 
     assert ckptcore.load
     torch.set_num_threads(1)

@@ -141,12 +141,16 @@ class Storm:
         assert all(self._durations.values()), "an undisturbed trainee passes through every phase"
         self.check()
         for attempt in range(3 * kills):
-            if sum(self.at_death.values()) >= kills and all(self.at_death[phase] >= least for phase in PHASES):
+            if sum(self.at_death.values()) >= kills and all(
+                self.at_death[phase] >= least for phase in PHASES
+            ):
                 return
             phase = min(PHASES, key=lambda name: (self.at_death[name] // 2, self._chance.random()))
             if attempt % 2:
                 usual = median(self._durations[phase][-21:])
-                self._follow(server, self._order(None, also=phase), (phase, self._chance.uniform(0.0, 1.1 * usual)))
+                self._follow(
+                    server, self._order(None, also=phase), (phase, self._chance.uniform(0.0, 1.1 * usual))
+                )
             else:
                 self._follow(server, self._order(phase, also=phase), None)
             self.check()
@@ -154,7 +158,10 @@ class Storm:
 
     def table(self) -> str:
         """Kills by phase, for people."""
-        rows = [f"{name:10} {self.at_death[name]:5} kills, {self.held[name]:5} of them held" for name in (*PHASES, "outside")]
+        rows = [
+            f"{name:10} {self.at_death[name]:5} kills, {self.held[name]:5} of them held"
+            for name in (*PHASES, "outside")
+        ]
         total = f"in all     {sum(self.at_death.values()):5} kills; newest checkpoint: {self.newest} epochs"
         return "\n".join(["", *rows, total])
 
@@ -216,7 +223,9 @@ class Storm:
         """The folder opens, the newest committed checkpoint is bit-equal, and nothing that policy keeps is missing."""
         self._check_archives()
         run = self.root / "run"
-        with CheckpointManager(run, plain("loss", "min", last=KEPT), asynchronous=False, handle_signals=False) as manager:
+        with CheckpointManager(
+            run, plain("loss", "min", last=KEPT), asynchronous=False, handle_signals=False
+        ) as manager:
             found = manager.resume("auto")
         left = [path for path in run.rglob("*") if is_temporary(path.name) or ".damaged" in path.name]
         assert not left, left
@@ -288,4 +297,8 @@ def unpacked(packed: Path) -> dict[str, str]:
             data = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True).read()
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         members = [(member.name, tar.extractfile(member)) for member in tar.getmembers()]
-        return {name: hashlib.sha256(content.read()).hexdigest() for name, content in members if content is not None}
+        return {
+            name: hashlib.sha256(content.read()).hexdigest()
+            for name, content in members
+            if content is not None
+        }

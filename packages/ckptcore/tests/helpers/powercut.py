@@ -257,7 +257,9 @@ def survey(recording: Recording, seed: int = 0) -> Survey:
             _advance(operation, durable, pending, synced, dirty, told)
             if operation.kind in ("data", "sync") and replays:
                 # Only files that no name but a temporary one reaches change here; the sets of names are those of before.
-                reachable = {f for e in pending for n, f in e.changes if f is not None and not is_temporary(n)}
+                reachable = {
+                    f for e in pending for n, f in e.changes if f is not None and not is_temporary(n)
+                }
                 if operation.file not in reachable:
                     continue
         count = 2 ** len(pending)
@@ -312,7 +314,9 @@ def _apply(names: dict[str, int], entry: Entry) -> None:
             names[name] = meaning
 
 
-def _names(durable: dict[str, dict[str, int]], pending: Sequence[Entry], kept: Sequence[bool]) -> dict[str, int]:
+def _names(
+    durable: dict[str, dict[str, int]], pending: Sequence[Entry], kept: Sequence[bool]
+) -> dict[str, int]:
     """Path to file, for what the root reaches."""
     folders = {folder: dict(names) for folder, names in durable.items()}
     for entry, there in zip(pending, kept, strict=True):

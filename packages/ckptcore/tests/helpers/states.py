@@ -5,6 +5,7 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
+
 from ckptcore.dtypes import ITEM_SIZE
 
 DTYPES = [getattr(torch, name) for name in ITEM_SIZE]
@@ -28,7 +29,9 @@ def raw(tensor: torch.Tensor) -> bytes:
 def small_state() -> dict[str, Any]:
     """A small model with AdamW after one step, tied weights, and one tensor of every type."""
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 4, bias=False))
+    model = torch.nn.Sequential(
+        torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 4, bias=False)
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     model(torch.randn(5, 4)).sum().backward()
     optimizer.step()
@@ -41,7 +44,10 @@ def small_state() -> dict[str, Any]:
         "optimizer_state_dict": optimizer.state_dict(),
         "val_metrics": {"f1": 0.5, "loss": float("nan"), "worst": float("-inf")},
         "odd": {str(dtype): random_tensor((3, 2), dtype) for dtype in DTYPES},
-        "history": {"train_loss": [0.9, 0.5], "notes": ("a", None, True, -1, 2**80, 1 + 2j, b"\x00\xff", {1, "x"})},
+        "history": {
+            "train_loss": [0.9, 0.5],
+            "notes": ("a", None, True, -1, 2**80, 1 + 2j, b"\x00\xff", {1, "x"}),
+        },
         "shape": torch.Size([1, 2]),
         "dtype": torch.bfloat16,
         "device": torch.device("cpu"),

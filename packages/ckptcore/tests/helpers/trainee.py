@@ -28,7 +28,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-OPERATIONS = ("open", "write", "pwrite", "ftruncate", "fsync", "fchmod", "replace", "rename", "link", "unlink", "mkdir")
+OPERATIONS = (
+    "open",
+    "write",
+    "pwrite",
+    "ftruncate",
+    "fsync",
+    "fchmod",
+    "replace",
+    "rename",
+    "link",
+    "unlink",
+    "mkdir",
+)
 _write, _read = os.write, os.read
 
 
@@ -149,7 +161,10 @@ def train(order: dict[str, Any], log: Log) -> None:
     log.line("resumed", 0 if found is None else found.epochs_finished)
     torch.manual_seed(order["seed"])
     state: dict[str, Any] = (
-        {"model_state_dict": {"weight": torch.randn(256, 256), "bias": torch.randn(256)}, "momentum": torch.zeros(256, 256)}
+        {
+            "model_state_dict": {"weight": torch.randn(256, 256), "bias": torch.randn(256)},
+            "momentum": torch.zeros(256, 256),
+        }
         if found is None
         else dict(found)
     )

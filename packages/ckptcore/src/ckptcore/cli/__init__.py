@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -10,7 +9,7 @@ from typer.main import get_command
 
 from ckptcore.cli import checking, publishing, reading, running, space  # noqa: F401 - each adds its commands
 from ckptcore.cli.app import Command, app
-from ckptcore.cli.output import FINDING, FINE, WRONG_USAGE, error_line, note
+from ckptcore.cli.output import FINDING, FINE, WRONG_USAGE, error_line, finish, note
 from ckptcore.errors import CheckpointError, FolderNotWritable, UsageError
 
 __all__ = ["app", "main", "run"]
@@ -19,7 +18,6 @@ _ORDER = (
     "list", "latest", "show", "versions", "du", "verify", "diff", "compare", "plan", "clean", "archive",
     "resume", "import", "export-weights", "promote",
 )  # fmt: skip
-_INTERRUPTED = 130
 
 for _command in app.registered_commands:
     _command.cls = Command
@@ -36,28 +34,25 @@ def run(arguments: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         # A file name need not be text; a terminal need not know every character.
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
+    code = _code_of(arguments)
+    finish()
+    return code
+
+
+def _code_of(arguments: Sequence[str]) -> int:
     try:
         get_command(app).main(args=list(arguments), prog_name="ckpt")
-        sys.stdout.flush()
-        return FINE
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else FINE if end.code is None else WRONG_USAGE
-    except (UsageError, FolderNotWritable) as error:
+    except (UsageError, FolderNotWritable, FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         return _failed(error, WRONG_USAGE)
-    except CheckpointError as error:
+    except (CheckpointError, OSError) as error:
         return _failed(error, FINDING)
-    except BrokenPipeError:
-        # The reader (head, less) has what it wanted; without this, Python complains at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FINE
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        return _failed(error, WRONG_USAGE)
-    except OSError as error:
-        return _failed(error, FINDING)
-    except KeyboardInterrupt:
-        return _INTERRUPTED
+    return FINE
 
 
 def _failed(error: BaseException, code: int) -> int:
     note(f"ckpt: {error_line(error)}")
+    for line in getattr(error, "example", ()):
+        note(line)
     return code

@@ -57,7 +57,9 @@ def _show_version(asked: bool) -> None:
 def _options(
     version: Annotated[
         bool,
-        typer.Option("--version", help="Show the version of ckptcore.", is_eager=True, callback=_show_version),
+        typer.Option(
+            "--version", help="Show the version of ckptcore.", is_eager=True, callback=_show_version
+        ),
     ] = False,
 ) -> None:
     """Options before any command; each does its work in its own callback."""

@@ -207,7 +207,11 @@ def compare(
     row is marked with *. Exit code 1 when a file is damaged.
     """
     from ckptcore import comparing
+    from ckptcore.cli.verification import checkpoint_files
 
+    if not checkpoint_files(paths):
+        note(f"ckpt: no checkpoints in {listed(map(str, paths))}")
+        raise typer.Exit(FINDING)
     found = comparing.compare(paths, metric, mode=mode)
     picture = comparing.plot(found, plot) if plot is not None else None
     if json:
@@ -216,9 +220,7 @@ def compare(
         _write_comparison(found)
         if picture is not None:
             write(f"Drawn to {clean(str(picture))}")
-    if not found.rows:
-        note(f"ckpt: no checkpoints in {listed(map(str, paths))}")
-    if not found.rows or any(row.problem for row in found.rows):
+    if any(row.problem for row in found.rows):
         raise typer.Exit(FINDING)
 
 
@@ -246,8 +248,6 @@ def _comparison_json(found: Comparison, picture: Path | None) -> dict[str, objec
 
 
 def _write_comparison(found: Comparison) -> None:
-    if not found.rows:
-        return
     metrics = _metrics_shown(found)
     columns = [Column("file"), Column("epoch", right=True), Column("stage", drop=1)]
     columns += [Column(clean(name), right=True, drop=min(i, 3)) for i, name in enumerate(metrics)]
@@ -308,7 +308,9 @@ def _verdict(found: Comparison) -> str:
     way = {"min": "lowest", "max": "highest"}.get(found.mode or "", "best")
     if found.best is None:
         return f"No checkpoint has a finite {clean(found.metric)}, so none is the best."
-    best = f"epoch {count(found.best.epochs_finished)}, {clean(found.best.name)}"
+    one_folder = len({row.path.parent for row in found.rows}) == 1
+    name = found.best.name if one_folder else str(found.best.path)
+    best = f"epoch {count(found.best.epochs_finished)}, {clean(name)}"
     return (
         f"Best: {best}, with the {way} {clean(found.metric)}: {amount(found.best.metrics.get(found.metric))}"
     )

@@ -10,11 +10,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from ckptcore.cli.output import finish
 from ckptcore.errors import UsageError
 
 SETTING = "resume_command"
-_LINES = f'\n\n    [tool.ckptcore]\n    {SETTING} = ["python", "train.py", "--resume", "{{checkpoint}}"]\n'
 _PLACE = re.compile(r"\{(checkpoint|directory)\}")
+
+
+class WrongSetting(UsageError):
+    """The training command is missing, or is no command.
+
+    Attributes:
+        example: lines of pyproject.toml that would do.
+    """
+
+    example = (
+        "",
+        "    [tool.ckptcore]",
+        f'    {SETTING} = ["python", "train.py", "--resume", "{{checkpoint}}"]',
+    )
 
 
 @dataclass(frozen=True)
@@ -47,14 +61,15 @@ def find_command(here: Path) -> Command:
         here: absolute path of the folder to look in first.
 
     Raises:
-        UsageError: there is no such file or setting; the message has the lines to add.
+        WrongSetting: there is no such file or setting; it has the lines to add.
+        UsageError: the file is no TOML.
     """
     source = next(
         (f / "pyproject.toml" for f in (here, *here.parents) if (f / "pyproject.toml").is_file()), None
     )
     if source is None:
-        raise UsageError(
-            f"no pyproject.toml in {here} or above it. Make one that says how training is resumed:{_LINES}"
+        raise WrongSetting(
+            f"no pyproject.toml in {here} or above it. Make one that says how training is resumed:"
         )
     try:
         with open(source, "rb") as file:
@@ -69,15 +84,15 @@ def _checked(settings: dict[str, object], source: Path) -> tuple[str, ...]:
     ours = tool.get("ckptcore") if isinstance(tool, dict) else None
     found = ours.get(SETTING) if isinstance(ours, dict) else None
     if found is None:
-        raise UsageError(f"{source} does not say how training is resumed. Add:{_LINES}")
+        raise WrongSetting(f"{source} does not say how training is resumed. Add:")
     if not isinstance(found, list) or not found or not all(isinstance(part, str) for part in found):
-        raise UsageError(
+        raise WrongSetting(
             f"{source}: expected {SETTING} to be a list of texts (program, then arguments; no shell), "
-            f"got {found!r}. Write:{_LINES}"
+            f"got {found!r}. Write:"
         )
     if not any("{checkpoint}" in part for part in found):
-        raise UsageError(
-            f"{source}: {SETTING} has no {{checkpoint}}, so training would not go on from it. Write:{_LINES}"
+        raise WrongSetting(
+            f"{source}: {SETTING} has no {{checkpoint}}, so training would not go on from it. Write:"
         )
     return tuple(found)
 
@@ -88,7 +103,7 @@ def start(arguments: list[str], command: Command) -> NoReturn:
     Raises:
         UsageError: the program cannot be started.
     """
-    sys.stdout.flush()
+    finish()
     sys.stderr.flush()
     os.chdir(command.folder)
     try:

@@ -221,7 +221,10 @@ def choose(directory: Path) -> Choice:
     recorded = folder.read_policy(directory) is not None
     passed_over = []
     catalogue = Catalogue.scan(directory)
-    for file in candidates(catalogue, layout_of(directory), None):
+    layout = layout_of(directory)
+    # Where names alone tell, a best file, which may hold weights only, comes after the numbered ones.
+    files = sorted(candidates(catalogue, layout, None), key=lambda f: layout.roles_of(f.name) == ("named",))
+    for file in files:
         try:
             report = verify(file.path)
         except (CheckpointError, OSError) as error:

@@ -19,13 +19,29 @@ _CLEAR_LINE = "\r\x1b[2K"
 
 
 def write(text: str = "") -> None:
-    """A line, or several, on standard output."""
-    sys.stdout.write(text + "\n")
+    """A line, or several, on standard output; nothing more once its reader (head, less) has gone."""
+    try:
+        sys.stdout.write(text + "\n")
+    except BrokenPipeError:
+        mute()
+
+
+def finish() -> None:
+    """Hand over what is still buffered."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        mute()
+
+
+def mute() -> None:
+    """Let standard output lead nowhere, so that the command ends with its own exit code and in silence."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def note(text: str) -> None:
     """A line on standard error, where it is in no program's way."""
-    sys.stdout.flush()
+    finish()
     sys.stderr.write(text + "\n")
 
 

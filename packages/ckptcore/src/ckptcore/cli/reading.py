@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ckptcore.cli.listing import Item, Listing
 
 _MOST_METRICS = 4
+_UNRECORDED = (
+    "Verified. It is the newest by header, name and time; no manager recorded here which it would take."
+)
 _STYLES = {"damaged": "red", "other run": "yellow", "foreign": "dim"}
 
 
@@ -172,12 +175,7 @@ def latest(directory: Directory, json: Json = False) -> None:
     if not json:
         write_facts([*header_facts(header), *_also(choice.names)])
         write()
-        told_by = (
-            ""
-            if choice.recorded
-            else " No manager recorded a layout here, so names and headers alone decided."
-        )
-        write(f'Verified. resume("auto") takes this file.{told_by}')
+        write('Verified. resume("auto") takes this file.' if choice.recorded else _UNRECORDED)
 
 
 def _also(names: tuple[str, ...]) -> list[tuple[str, str]]:

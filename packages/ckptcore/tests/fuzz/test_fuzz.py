@@ -1,0 +1,474 @@
+"""Damaged and hostile files made by chance: whatever they hold, only errors of ours come out.
+
+The mutations know the structure: they change a part (pickle, table, summary, zip directory, JSON header) and
+then, more often than not, make the digests around it right again, so that the code behind the digests is
+reached.
+"""
+
+import io
+import json
+import os
+import random
+import time
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from forgery import Parts, pack, safetensors_file, sealed, torch_zip, zip_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from states import small_state, tiny_state
+
+import ckptcore
+from ckptcore.container import ROOT, Record
+from ckptcore.errors import CheckpointError
+from ckptcore.header import canonical_json
+
+SLOW_SECONDS = float(os.environ.get("CKPTCORE_FUZZ_SECONDS", "600"))
+ODD_NUMBERS = (
+    0,
+    -1,
+    1,
+    2,
+    255,
+    256,
+    65535,
+    2**31 - 1,
+    2**31,
+    2**32,
+    2**47,
+    2**60,
+    2**61 - 1,
+    2**63,
+    2**64,
+    10**30,
+    0.5,
+    1e308,
+)
+ODD_VALUES = (
+    *ODD_NUMBERS,
+    None,
+    True,
+    False,
+    "",
+    "x",
+    "nan",
+    "\ud800",
+    "data.pkl",
+    "../x",
+    [],
+    {},
+    [[]],
+    {"a": {}},
+    "0" * 5000,
+)
+OPCODES = b"(.0NQR]}tuesabcqrhjXUKMJGI\x80\x81\x85\x86\x87\x88\x89\x8a\x8f\x90\x93\x94\x95"
+
+
+class Seeds:
+    """Good files of every kind, in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.small = Parts.of(
+            ckptcore.save(folder / "small.pt", small_state(), {"roles": ["best"], "metrics": {"f1": 0.5}})
+        )
+        self.tiny = Parts.of(ckptcore.save(folder / "tiny.pt", tiny_state()))
+        self.native = [(folder / name).read_bytes() for name in ("small.pt", "tiny.pt")]
+        self.foreign, self.pickles = [], []
+        for new in (True, False):
+            state = {
+                "epoch": 1,
+                "model": torch.nn.Linear(2, 2).state_dict(),
+                "note": "x",
+                "set": {1, 2},
+                "p": torch.nn.Parameter(torch.ones(2)),
+            }
+            out = io.BytesIO()
+            torch.save(state, out, _use_new_zipfile_serialization=new)
+            self.foreign.append(out.getvalue())
+        with zipfile.ZipFile(io.BytesIO(self.foreign[0])) as archive:
+            self.members = [(name, archive.read(name)) for name in archive.namelist()]
+        self.header = {"__metadata__": {"format": "pt"}}
+        self.header |= {
+            name: {"dtype": "F32", "shape": [2, 3], "data_offsets": [24 * i, 24 * i + 24]}
+            for i, name in enumerate("ab")
+        }  # type: ignore[dict-item]
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory: pytest.TempPathFactory) -> Seeds:
+    """Good files to start from."""
+    return Seeds(tmp_path_factory.mktemp("seeds"))
+
+
+@pytest.fixture(scope="module")
+def victim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The name under which every mutant is opened."""
+    return tmp_path_factory.mktemp("victim") / "victim.pt"
+
+
+def mutated_bytes(data: bytes, chance: random.Random) -> bytes:
+    """A few bytes changed, taken out, doubled or exchanged."""
+    changed = bytearray(data)
+    for _ in range(chance.choice((1, 1, 1, 2, 4, 8))):
+        if not changed:
+            break
+        at, count = chance.randrange(len(changed)), chance.choice((1, 1, 2, 4, 16))
+        match chance.randrange(6):
+            case 0:
+                changed[at] ^= 1 << chance.randrange(8)
+            case 1:
+                changed[at] = chance.choice(OPCODES)
+            case 2:
+                changed[at : at + count] = chance.randbytes(count)
+            case 3:
+                del changed[at : at + count]
+            case 4:
+                other = chance.randrange(len(changed))
+                changed[at:at] = changed[other : other + count]
+            case 5:
+                changed[at : at + 4] = chance.choice((b"\0\0\0\0", b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f"))
+    return bytes(changed)
+
+
+def mutated_json(value: Any, chance: random.Random) -> Any:
+    """A JSON value in which one place holds something else."""
+    if isinstance(value, dict) and value and chance.random() < 0.85:
+        changed, key = dict(value), chance.choice(list(value))
+        match chance.randrange(8):
+            case 0:
+                del changed[key]
+            case 1:
+                changed[chance.choice(("", "x", "epoch", key + "2"))] = value[key]
+            case _:
+                changed[key] = mutated_json(value[key], chance)
+        return changed
+    if isinstance(value, list) and value and chance.random() < 0.85:
+        listed, at = list(value), chance.randrange(len(value))
+        match chance.randrange(8):
+            case 0:
+                del listed[at]
+            case 1:
+                listed.append(value[at])
+            case 2:
+                listed.reverse()
+            case _:
+                listed[at] = mutated_json(value[at], chance)
+        return listed
+    if isinstance(value, int) and not isinstance(value, bool) and chance.random() < 0.5:
+        return value + chance.choice((-1, 1, 7, 8, 64))
+    return chance.choice(ODD_VALUES)
+
+
+def dumped(value: Any, chance: random.Random) -> bytes:
+    data = json.dumps(value).encode() if chance.random() < 0.2 else canonical_json(value)
+    return mutated_bytes(data, chance) if chance.random() < 0.1 else data
+
+
+def copy_of(parts: Parts) -> Parts:
+    return Parts(
+        list(parts.records), json.loads(json.dumps(parts.tensors)), json.loads(json.dumps(parts.summary))
+    )
+
+
+def native_pickle(seeds: Seeds, chance: random.Random) -> bytes:
+    parts = copy_of(chance.choice((seeds.small, seeds.tiny)))
+    parts.replace("data.pkl", mutated_bytes(parts.record("data.pkl"), chance))
+    return parts.build()
+
+
+def native_table(seeds: Seeds, chance: random.Random) -> bytes:
+    parts = copy_of(chance.choice((seeds.small, seeds.tiny)))
+    if chance.random() < 0.5:
+        parts.tensors = mutated_json(parts.tensors, chance)
+        return parts.build(table=dumped({**json.loads(seeds.tiny.table()), "tensors": parts.tensors}, chance))
+    return parts.build(table=dumped(mutated_json(json.loads(parts.table()), chance), chance))
+
+
+def native_summary(seeds: Seeds, chance: random.Random) -> bytes:
+    parts = copy_of(seeds.tiny)
+    if chance.random() < 0.2:
+        parts.summary["forced_table"] = {chance.choice(("at", "size", "sha256")): chance.choice(ODD_VALUES)}
+        return parts.build()
+    changed = mutated_json(parts.summary, chance)
+    if isinstance(changed, dict):
+        parts.summary = changed
+        return parts.build() if chance.random() < 0.7 else parts.build(summary=dumped(changed, chance))
+    return parts.build(summary=dumped(changed, chance))
+
+
+def native_records(seeds: Seeds, chance: random.Random) -> bytes:
+    parts = copy_of(seeds.tiny)
+    at = chance.randrange(len(parts.records))
+    name, data = parts.records[at]
+    match chance.randrange(5):
+        case 0:
+            parts.records[at] = (name, mutated_bytes(data, chance))
+        case 1:
+            parts.records[at] = (
+                chance.choice(("data.pkl", "data/0", "data/7", "x/../y", "version", "")),
+                data,
+            )
+        case 2:
+            del parts.records[at]
+        case 3:
+            parts.records.insert(at, chance.choice(parts.records))
+        case 4:
+            chance.shuffle(parts.records)
+    if chance.random() < 0.5:
+        parts.refresh()
+    return parts.build() if parts.records else b""
+
+
+def native_bytes(seeds: Seeds, chance: random.Random) -> bytes:
+    return mutated_bytes(chance.choice(seeds.native), chance)
+
+
+def native_end(seeds: Seeds, chance: random.Random) -> bytes:
+    data = seeds.native[1]
+    return data[:-400] + mutated_bytes(data[-400:], chance)
+
+
+def native_seal(seeds: Seeds, chance: random.Random) -> bytes:
+    summary = (
+        chance.randbytes(chance.randrange(300))
+        if chance.random() < 0.5
+        else dumped(chance.choice(ODD_VALUES), random.Random(1))
+        if chance.random() < 0.2
+        else b"{}"
+    )
+    content = sealed(summary, chance.choice((1, 1, 2)))
+    record = Record(f"{ROOT}/ckptcore/summary.json", len(content), zlib.crc32(content))
+    return pack([record], [content])
+
+
+def foreign_pickle(seeds: Seeds, chance: random.Random) -> bytes:
+    members = dict(seeds.members)
+    name = next(name for name in members if name.endswith("data.pkl"))
+    members[name] = mutated_bytes(members[name], chance)
+    return zip_of(list(members.items()))
+
+
+def foreign_members(seeds: Seeds, chance: random.Random) -> bytes:
+    members = list(seeds.members)
+    at = chance.randrange(len(members))
+    match chance.randrange(4):
+        case 0:
+            members[at] = (members[at][0], mutated_bytes(members[at][1], chance))
+        case 1:
+            members[at] = (
+                chance.choice(
+                    ("archive/data/0", "x", "../y", "archive/", "archive/constants.pkl", members[at][0] + "x")
+                ),
+                members[at][1],
+            )
+        case 2:
+            del members[at]
+        case 3:
+            members.append(chance.choice(members))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return zip_of(members, chance.choice((zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)))
+
+
+def foreign_bytes(seeds: Seeds, chance: random.Random) -> bytes:
+    return mutated_bytes(chance.choice(seeds.foreign), chance)
+
+
+def legacy_bytes(seeds: Seeds, chance: random.Random) -> bytes:
+    data = seeds.foreign[1]
+    return data[:15] + mutated_bytes(data[15:], chance)
+
+
+def grammar_pickle(seeds: Seeds, chance: random.Random) -> bytes:
+    """Opcodes at random, in a torch zip or a native file."""
+    from forgery import call, global_, number, storage, tensor, text, tuple_
+
+    names = (
+        "collections.OrderedDict",
+        "torch.Size",
+        "builtins.set",
+        "_codecs.encode",
+        "builtins.bytearray",
+        "torch.device",
+        "builtins.complex",
+        "torch._utils._rebuild_tensor_v2",
+        "torch._utils._rebuild_parameter",
+        "torch.float16",
+        "torch.FloatStorage",
+        "torch.storage.UntypedStorage",
+        "collections.Counter",
+        "torch.serialization._get_layout",
+        "builtins.eval",
+    )
+
+    def value(depth: int) -> bytes:
+        if depth > 4:
+            return chance.choice((b"N", b"K\x05", text("x"), b"\x88"))
+        inner = [value(depth + 1) for _ in range(chance.randrange(4))]
+        match chance.randrange(12):
+            case 0:
+                return b"](" + b"".join(inner) + b"e"
+            case 1:
+                return tuple_(*inner)
+            case 2:
+                return b"}(" + b"".join(inner) + b"u"
+            case 3:
+                return call(chance.choice(names), *inner)
+            case 4:
+                return number(int(chance.choice(ODD_NUMBERS)))
+            case 5:
+                return text(
+                    chance.choice(("x", "storage", "latin1", "cpu", "_metadata", "0", "utf-8", "strided"))
+                )
+            case 6:
+                sizes = tuple(chance.choice((0, 1, 2, 4, 2**40)) for _ in range(chance.randrange(4)))
+                strides = tuple(chance.choice((0, 1, 2, 4, 2**40)) for _ in range(chance.randrange(4)))
+                return tensor(
+                    storage(chance.choice("0179"), chance.choice((0, 1, 4, 2**40))),
+                    sizes,
+                    strides,
+                    chance.choice((0, 0, 1, 2**40)),
+                )
+            case 7:
+                return global_(chance.choice(names))
+            case 8:
+                return b"h" + bytes((chance.randrange(4),))
+            case 9:
+                return value(depth + 1) + b"q" + bytes((chance.randrange(4),))
+            case 10:
+                return value(depth + 1) + b"}(" + text("_metadata") + value(depth + 1) + b"ub"
+            case _:
+                return chance.choice(
+                    (
+                        b"N",
+                        b"\x88",
+                        b"G" + chance.randbytes(8),
+                        b")",
+                        b"]",
+                        b"}",
+                        bytes((chance.choice(OPCODES),)),
+                    )
+                )
+
+    data = b"\x80\x02}(" + b"".join(text(key) + value(0) for key in "abc"[: chance.randrange(1, 4)]) + b"u."
+    if chance.random() < 0.5:
+        return torch_zip(data, {"0": bytes(16), "1": bytes(4)})
+    parts = copy_of(seeds.tiny)
+    parts.replace("data.pkl", data)
+    return parts.build()
+
+
+def safetensors_json(seeds: Seeds, chance: random.Random) -> bytes:
+    changed: Any = seeds.header
+    for _ in range(chance.choice((1, 1, 2, 3))):
+        changed = mutated_json(changed, chance)
+    return safetensors_file(changed, bytes(48), chance.choice((None, None, None, 0, 10, 1 << 40)))
+
+
+def safetensors_bytes(seeds: Seeds, chance: random.Random) -> bytes:
+    return mutated_bytes(safetensors_file(seeds.header, bytes(48)), chance)
+
+
+def noise(seeds: Seeds, chance: random.Random) -> bytes:
+    start = chance.choice(
+        (
+            b"",
+            b"PK\x03\x04",
+            b"PK\x05\x06",
+            b"\x80\x02",
+            b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.",
+            b"12345678{",
+        )
+    )
+    return start + chance.randbytes(chance.randrange(600))
+
+
+MUTATORS: list[Callable[[Seeds, random.Random], bytes]] = [
+    native_pickle, native_table, native_summary, native_records, native_bytes, native_end, native_seal,
+    foreign_pickle, foreign_members, foreign_bytes, legacy_bytes, grammar_pickle,
+    safetensors_json, safetensors_bytes, noise,
+]  # fmt: skip
+
+
+def open_in_every_way(path: Path, data: bytes) -> None:
+    """Read header, verify and load; errors of ours are the only ones that may come, and they agree."""
+    path.write_bytes(data)
+    report = ckptcore.verify(path)
+    try:
+        header = ckptcore.read_header(path)
+    except CheckpointError:
+        header = None
+    if header is not None:
+        assert isinstance(header.metrics, dict)
+        assert isinstance(header.roles, tuple)
+        assert header.epochs_finished is None or isinstance(header.epochs_finished, int)
+        assert header.global_step is None or isinstance(header.global_step, int)
+        repr((header, header.run_key, header.reason))
+    try:
+        found = ckptcore.load(path)
+    except CheckpointError as error:
+        # What loads not may still be whole: a safetensors or torch file that holds no checkpoint.
+        assert not report.ok or report.format in ("torch", "safetensors"), error
+        return
+    assert report.ok or report.format == "torch-legacy"
+    use(found)
+    use(ckptcore.load(path, mmap=True))
+
+
+def use(found: ckptcore.Checkpoint) -> None:
+    """Touch every number, so that a tensor that leads out of its memory would show itself."""
+    assert isinstance(found.header.metrics, dict)
+    assert found.epochs_finished is None or isinstance(found.epochs_finished, int)
+    stack: list[Any] = [dict(found)]
+    for _ in range(10_000):
+        if not stack:
+            break
+        value = stack.pop()
+        if isinstance(value, torch.Tensor) and value.numel() < 100_000:
+            value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).sum() if value.numel() else None
+        elif isinstance(value, dict):
+            stack += [*value.values()]
+        elif isinstance(value, (list, tuple)):
+            stack += value
+
+
+@pytest.mark.parametrize("mutator", MUTATORS, ids=lambda mutator: mutator.__name__)
+@given(seed=st.integers(0, 2**64))
+@settings(
+    max_examples=100,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    database=None,
+)
+def test_no_mutant_brings_anything_but_errors_of_ours(
+    seeds: Seeds, victim: Path, mutator: Callable[[Seeds, random.Random], bytes], seed: int
+) -> None:
+    open_in_every_way(victim, mutator(seeds, random.Random(seed)))
+
+
+@given(data=st.binary(max_size=300))
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_bytes_at_all_bring_anything_but_errors_of_ours(victim: Path, data: bytes) -> None:
+    open_in_every_way(victim, data)
+
+
+@pytest.mark.slow
+def test_minutes_of_mutants_bring_nothing_but_errors_of_ours(seeds: Seeds, victim: Path) -> None:
+    start, first = time.monotonic(), random.SystemRandom().randrange(1 << 62)
+    count = 0
+    while time.monotonic() - start < SLOW_SECONDS:
+        mutator = MUTATORS[count % len(MUTATORS)]
+        data = mutator(seeds, random.Random(first + count))
+        try:
+            open_in_every_way(victim, data)
+        except BaseException as error:
+            raise AssertionError(
+                f"{mutator.__name__} with seed {first + count}: {type(error).__name__}: {error}"
+            ) from error
+        count += 1
+    assert count > SLOW_SECONDS

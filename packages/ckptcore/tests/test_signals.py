@@ -1,0 +1,188 @@
+"""Signals: one saves and ends the run, two end it at once; the handlers go back to whoever had them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from ckptcore import CheckpointManager, load, verify
+from ckptcore.layouts import plain
+from ckptcore.rules import EveryEpochs
+from ckptcore.signals import SignalFlag, TrainingInterrupted
+
+LOOP = """
+import sys, time, torch
+from ckptcore import CheckpointManager, manager
+from ckptcore.layouts import plain
+from ckptcore.rules import EveryEpochs
+write = manager.write
+def slow(*args):
+    if sys.argv[2] == "slow" and done > 3:
+        time.sleep(30)
+    return write(*args)
+manager.write = slow
+done = 0
+with CheckpointManager(sys.argv[1], plain(), save=EveryEpochs(1) if sys.argv[2] == "slow" else EveryEpochs(1000)) as m:
+    m.resume()
+    for epoch in range(100000):
+        done = epoch + 1
+        print("epoch", epoch + 1, flush=True)
+        m.step({"model_state_dict": {"w": torch.full((3,), float(epoch + 1))}}, epoch=epoch)
+        time.sleep(0.002)
+print("not reached", flush=True)
+"""
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A training that saves only when it must; the group is its own."""
+    yield from _process(tmp_path, "fast")
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A training whose saves, after the third, take half a minute."""
+    yield from _process(tmp_path, "slow")
+
+
+def _process(folder: Path, how: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOOP, str(folder), how],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    with process.stdout:
+        yield process
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def await_line(process: subprocess.Popen[str], line: str) -> None:
+    assert process.stdout is not None
+    for found in process.stdout:
+        if found.strip() == line:
+            return
+    raise AssertionError(f"the process ended before it said {line!r}")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_the_latest_state_and_ends_with_its_code(
+    number: signal.Signals, code: int, started: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    await_line(started, "epoch 5")
+    os.killpg(started.pid, number)
+    assert started.stdout is not None
+    last = [line.split() for line in started.stdout]
+    assert started.wait(timeout=30) == code
+    assert ["not", "reached"] not in last
+    epochs = max([5, *(int(words[1]) for words in last if words[0] == "epoch")])
+    found = load(tmp_path / "latest.pt")
+    assert found.epochs_finished == epochs  # the last step that was begun
+    assert found.header.reason == "signal"
+    assert float(found["model_state_dict"]["w"][0]) == epochs
+    assert not (tmp_path / ".ckptcore" / "writer.json").exists()
+
+
+def test_a_second_signal_ends_a_slow_save_at_once_and_what_was_committed_stays(
+    slow: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    await_line(slow, "epoch 5")  # the fourth is being written, and the fifth waits for it
+    os.killpg(slow.pid, signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):  # the first waits for the save in flight
+        slow.wait(timeout=0.5)
+    os.killpg(slow.pid, signal.SIGTERM)
+    assert slow.wait(timeout=10) == -signal.SIGTERM
+    assert all(verify(path).ok for path in tmp_path.glob("*.pt"))
+    with CheckpointManager(tmp_path, plain(), handle_signals=False) as manager:
+        found = manager.resume()
+    assert found is not None and found.epochs_finished in (3, 4)
+    assert not list(tmp_path.glob(".ckptcore-*"))
+
+
+def state() -> dict[str, object]:
+    return {"model_state_dict": {"w": torch.ones(2)}}
+
+
+def test_the_handlers_are_given_back_after_close(tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    manager = CheckpointManager(tmp_path)
+    assert signal.getsignal(signal.SIGTERM) not in before
+    manager.close()
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_a_signal_saves_though_no_rule_says_so_and_close_gives_the_folder_back(tmp_path: Path) -> None:
+    with pytest.raises(TrainingInterrupted) as caught, CheckpointManager(tmp_path, save=EveryEpochs(100)) as manager:
+        manager.step(state(), epoch=0)
+        assert not manager.stop_requested
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert manager.stop_requested
+        manager.step(state(), epoch=1)
+    assert (caught.value.code, caught.value.signal_number) == (143, signal.SIGTERM)
+    assert load(tmp_path / "latest.pt").epochs_finished == 2
+    assert not (tmp_path / "exception.pt").exists()
+    CheckpointManager(tmp_path).close()
+
+
+def test_a_signal_that_comes_within_a_step_that_saves_nothing_is_served_by_the_next(tmp_path: Path) -> None:
+    with pytest.raises(TrainingInterrupted), CheckpointManager(tmp_path, save=EveryEpochs(100)) as manager:
+        real = manager._record.due
+
+        def due(progress: object) -> set[str]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            manager._record.due = real  # type: ignore[method-assign]
+            return set()
+
+        manager._record.due = due  # type: ignore[method-assign, assignment]
+        manager.step(state(), epoch=0)
+        manager.step(state(), epoch=1)
+    assert load(tmp_path / "latest.pt").epochs_finished == 2
+
+
+def test_two_managers_both_hear_of_a_signal_and_may_close_in_any_order(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    first, second = CheckpointManager(tmp_path / "a"), CheckpointManager(tmp_path / "b")
+    first.close()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert second.stop_requested and not first.stop_requested
+    second.close()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_handler_that_somebody_set_meanwhile_is_left_alone() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    flag = SignalFlag()
+    flag.install()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    flag.restore()
+    try:
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_outside_the_main_thread_signals_are_left_alone(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    found: list[object] = []
+
+    def train() -> None:
+        with CheckpointManager(tmp_path) as manager:
+            manager.step(state(), epoch=0)
+            found.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert found == [before]
+    assert load(tmp_path / "latest.pt").epochs_finished == 1
