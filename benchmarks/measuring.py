@@ -61,7 +61,14 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def paired(
-    what: str, ours: Callable[[], float], peer_name: str, peer: Callable[[], float], *, pairs: int, cores: int, limit: float | None = None
+    what: str,
+    ours: Callable[[], float],
+    peer_name: str,
+    peer: Callable[[], float],
+    *,
+    pairs: int,
+    cores: int,
+    limit: float | None = None,
 ) -> Row:
     """Measure two things in turn; each callable returns its own seconds. One pair before is not counted."""
     ours(), peer()
@@ -92,8 +99,18 @@ def machine() -> str:
     """The machine in one line: processor, cores, memory, system, versions."""
     import torch
 
-    model = next((line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.machine())
-    memory = next((int(line.split()[1]) // (1 << 20) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
+    model = next(
+        (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.machine(),
+    )
+    memory = next(
+        (
+            int(line.split()[1]) // (1 << 20)
+            for line in _lines("/proc/meminfo")
+            if line.startswith("MemTotal")
+        ),
+        0,
+    )
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
     return (
         f"{model}, {os.cpu_count()} cores, {memory} GiB{gpu}, Linux {platform.release()}, "
@@ -115,7 +132,9 @@ def today() -> str:
 
 def child_seconds(code: str, *arguments: str) -> float:
     """Run Python code in a fresh process; it prints the seconds that it measured."""
-    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
     return float(result.stdout.strip().splitlines()[-1])
 
 

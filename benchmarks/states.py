@@ -1,4 +1,4 @@
-"""Training states of real size: the tensors of two networks with their AdamW moments, without the networks' code."""
+"""Training states of real size: the tensors of two networks and their AdamW moments, without the networks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Shape = tuple[int, ...]
 
 
 def resnet50_shapes(classes: int = 14) -> list[Shape]:
-    """Parameters of a torchvision-like ResNet-50 with one linear layer on top: 161 tensors, 23.5 M elements."""
+    """A ResNet-50 as torchvision has it, with one linear layer on top: 161 tensors, 23.5 M elements."""
     shapes: list[Shape] = [(64, 3, 7, 7), (64,), (64,)]
     channels = 64
     for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):

@@ -283,7 +283,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     )
     if mounted.returncode:
         pytest.skip(
-            f"DISK FULL AND READ-ONLY ARE NOT TESTED FOR REAL: no tmpfs can be mounted ({mounted.stderr.strip()})"
+            f"A FULL AND A READ-ONLY DISK ARE NOT TESTED: no tmpfs mounts here ({mounted.stderr.strip()})"
         )
     try:
         yield disk

@@ -163,7 +163,7 @@ def test_a_later_format_version_is_unknown_and_not_damaged(tiny_file: Path) -> N
     parts.summary["format"] = 2
     tiny_file.write_bytes(parts.build(version=2))
     for read in (ckptcore.read_header, ckptcore.load):
-        with pytest.raises(UnknownFormat, match="version 2; .* reads up to 1. Update"):
+        with pytest.raises(UnknownFormat, match=r"version 2; .* reads up to 1\. Update"):
             read(tiny_file)
     assert not ckptcore.verify(tiny_file).ok
 

@@ -25,12 +25,12 @@ if len(sys.argv) > 2 and os.fork() == 0:
     lease.release()  # a data loader's worker, say, that ends as its parent's copy would
     if sys.argv[2] == "exit":
         sys.exit()
-    print("forked", flush=True)
+    os.write(1, b"forked\\n")
     sys.stdin.read()
     os._exit(0)
 if len(sys.argv) > 2 and sys.argv[2] == "exit":
     os.wait()
-print("held", flush=True)
+os.write(1, b"held\\n")
 sys.stdin.read()
 """
 

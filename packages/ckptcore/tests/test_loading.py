@@ -110,6 +110,21 @@ def test_what_is_no_checkpoint_is_an_error_of_ours(tmp_path: Path, content: byte
     assert not ckptcore.verify(path).ok
 
 
+def test_a_type_that_the_installed_torch_lacks_is_an_error_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = ckptcore.save(tmp_path / "a.pt", {"w": torch.ones(2).to(torch.float8_e8m0fnu)})
+    monkeypatch.delattr(torch, "float8_e8m0fnu")
+    with pytest.raises(UnknownFormat, match=r"has no type float8_e8m0fnu.*Update it"):
+        ckptcore.load(path)
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda", "cuda:127", "mps", "meta", "privateuseone:3"])
+def test_devices_come_back_as_devices_wherever_the_file_is_read(tmp_path: Path, name: str) -> None:
+    path = ckptcore.save(tmp_path / "a.pt", {"device": torch.device(name)})
+    assert ckptcore.load(path)["device"] == torch.device(name) == torch.load(path)["device"]
+
+
 def test_epochs_finished_counts_in_one_way(tmp_path: Path) -> None:
     cases = [
         ({"epoch": -1}, None, 0),

@@ -93,6 +93,8 @@ def test_common_values_become_the_plain_value_that_stands_for_them(value: object
         ({"names": np.array(["a", "b"])}, "value/names"),
         ({"objects": np.array([object()])}, "value/objects"),
         ({"long": np.longdouble(1) / 3}, "value/long"),
+        ({"dtype": torch.complex32}, "value/dtype"),
+        ({"dtype": torch.qint8}, "value/dtype"),
         ({"masked": np.ma.masked_array([1, 2], [True, False])}, "value/masked"),
         ({"big": 1 << 3000}, "value/big"),
         ({(1, torch.ones(1)): 1}, "value"),

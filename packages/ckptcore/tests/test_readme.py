@@ -12,7 +12,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1]
 CONSTRAINTS = PACKAGE.parents[1] / "constraints.txt"
-BLOCKS = re.findall(r"```python\n(.*?)```", (PACKAGE / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+BLOCKS = re.findall(
+    r"```python\n(.*?)```", (PACKAGE / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL
+)
 
 
 def run(python: Path | str, code: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -21,7 +23,11 @@ def run(python: Path | str, code: str, folder: Path) -> subprocess.CompletedProc
 
 def listed(python: Path | str, folder: Path) -> list[str]:
     result = subprocess.run(
-        [str(Path(python).with_name("ckpt")), "list", "run1"], cwd=folder, capture_output=True, text=True, timeout=60
+        [str(Path(python).with_name("ckpt")), "list", "run1"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()
@@ -64,5 +70,7 @@ def test_a_fresh_environment_with_the_package_alone_runs_the_ten_lines(tmp_path:
     result = run(python, BLOCKS[0], tmp_path)
     assert result.returncode == 0, result.stderr
     assert any("epoch_20" in line for line in listed(python, tmp_path))
-    frozen = subprocess.run([str(python), "-m", "pip", "freeze"], capture_output=True, text=True, check=True).stdout
+    frozen = subprocess.run(
+        [str(python), "-m", "pip", "freeze"], capture_output=True, text=True, check=True
+    ).stdout
     assert not re.search(r"(?im)^(monai|pydicom|nibabel|lightning|mlflow)\b", frozen)

@@ -102,12 +102,29 @@ def test_tensors_are_described_by_dtype_and_shape() -> None:
         (state(a=call("builtins.set", b"](]e")), "call of builtins.set"),
         (state(a=call("_codecs.encode", text("x"), text("zip"))), "call of _codecs.encode"),
         (state(a=call("torch.Size", tuple_(text("x")))), "call of torch.Size"),
+        (state(a=call("torch.Size", tuple_(number(1 << 63)))), "call of torch.Size"),
+        (state(a=call("torch.device", text("38"))), "call of torch.device"),
+        (state(a=call("torch.device", text("cuda:128"))), "call of torch.device"),
+        (state(a=call("torch.device", text("nowhere"))), "call of torch.device"),
+        (state(a=global_("torch.complex32")), "torch.complex32"),
         (state(a=call("torch.FloatStorage", number(1 << 40))), "call of torch.FloatStorage"),
-        (state(a=call("torch.storage.UntypedStorage", number(1 << 40))), "call of torch.storage.UntypedStorage"),
+        (
+            state(a=call("torch.storage.UntypedStorage", number(1 << 40))),
+            "call of torch.storage.UntypedStorage",
+        ),
         (state(a=call("builtins.bytearray", number(1 << 40))), "builtins.bytearray"),
         (state(a=b"]}(" + text("items") + b"Nub"), "attributes"),
         (state(a=call("collections.OrderedDict") + b"}(" + text("items") + b"Nub"), "attributes"),
-        (state(a=call("collections.OrderedDict") + b"}(" + text("_metadata") + tensor(storage("0", 1), (1,), (1,)) + b"ub"), "among the attributes"),
+        (
+            state(
+                a=call("collections.OrderedDict")
+                + b"}("
+                + text("_metadata")
+                + tensor(storage("0", 1), (1,), (1,))
+                + b"ub"
+            ),
+            "among the attributes",
+        ),
         (state(a=b"}(" + number(1 << 61) + b"Nu"), "key"),
         (state(a=b"}(]Nu"), "key"),
         (state(a=b"}(" + global_("torch.float16") + b"Nu"), "key"),
@@ -122,9 +139,15 @@ def test_tensors_are_described_by_dtype_and_shape() -> None:
         (state(a=tensor(storage("../0", 1), (1,), (1,))), "no index"),
         (state(a=tensor(storage("0", 1, location="cuda"), (1,), (1,))), "no storage"),
         (state(a=tensor(storage("0", 1), (1,), (1,)), b=tensor(storage("0", 2), (2,), (1,))), "two ways"),
-        (state(a=tensor(storage("0", 1), (1,), (1,)), b=tensor(storage("0", 1, "torch.IntStorage"), (1,), (1,))), "two ways"),
+        (
+            state(
+                a=tensor(storage("0", 1), (1,), (1,)),
+                b=tensor(storage("0", 1, "torch.IntStorage"), (1,), (1,)),
+            ),
+            "two ways",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_the_writer_never_writes_is_refused(pickle: bytes, problem: str) -> None:
     with pytest.raises(PickleProblem, match=problem):
         parse(pickle)

@@ -130,6 +130,7 @@ def test_every_type_and_shape_keeps_its_bits(
         assert (found.dtype, found.shape, raw(found)) == (dtype, shape, raw(tensor))
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
 @pytest.mark.parametrize("name", ["complex32", "uint1", "int4", "bits8", "float4_e2m1fn_x2"])
 def test_a_type_that_is_not_stored_is_refused_naming_its_tensor(tmp_path: Path, name: str) -> None:
     dtype = getattr(torch, name)

@@ -1,7 +1,7 @@
 """Checkpoints that cannot be lost, mistaken or faked.
 
-`save`, `load`, `read_header` and `verify` work on files; `CheckpointManager` keeps a folder of them during training.
-Nothing here imports torch before it is needed: headers are read in microseconds.
+`save`, `load`, `read_header` and `verify` work on files; `CheckpointManager` keeps a folder of them during
+training. Nothing here imports torch before it is needed: headers are read in microseconds.
 """
 
 from __future__ import annotations

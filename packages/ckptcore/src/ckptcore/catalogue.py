@@ -54,10 +54,9 @@ class Listed:
         finished, step = self.header.epochs_finished, self.header.global_step
         return (-1 if finished is None else finished, -1 if step is None else step, self.header.created or "")
 
-
     @property
     def sequence(self) -> int:
-        """Which save of its run it is, counted by its manager: no clock says what is newest. -1 where it does not say."""
+        """Which save of its run it is, as its manager counts (clocks do not say); -1 if unknown."""
         found = self.header.metadata.get("sequence") if self.header is not None else None
         return found if type(found) is int else -1
 
@@ -77,7 +76,7 @@ class Catalogue(Sequence[Listed]):
 
     @staticmethod
     def scan(directory: str | os.PathLike[str]) -> Catalogue:
-        """Read the headers of all checkpoint files in a folder (not below it); links to one file are read once.
+        """Read the headers of the checkpoint files in a folder, not below it; links are read once.
 
         Raises:
             UsageError: there is no such folder.
@@ -85,9 +84,15 @@ class Catalogue(Sequence[Listed]):
         folder = Path(directory)
         try:
             with os.scandir(folder) as entries:
-                found = [e for e in entries if e.name.endswith(SUFFIXES) and not e.name.startswith(".") and e.is_file()]
+                found = [
+                    e
+                    for e in entries
+                    if e.name.endswith(SUFFIXES) and not e.name.startswith(".") and e.is_file()
+                ]
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise UsageError(f"expected a folder of checkpoints, got {folder}, which is no folder.") from error
+            raise UsageError(
+                f"expected a folder of checkpoints, got {folder}, which is no folder."
+            ) from error
         return Catalogue(folder, list(_listed(found)))
 
     def of_run(self, run_key: str) -> list[Listed]:

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from ckptcore.errors import UnknownFormat
+
+if TYPE_CHECKING:
+    import torch
+
 ITEM_SIZE = {
     "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2,
     "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
@@ -27,6 +34,22 @@ DTYPE_OF_STORAGE = {name: dtype for dtype, name in STORAGE_CLASS.items()}
 
 MAX_DIMENSIONS = 64
 """Dimensions of a tensor at most, as torch has it."""
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """A stored type as torch's own.
+
+    Raises:
+        UnknownFormat: the installed torch is too old to have it.
+    """
+    import torch
+
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise UnknownFormat(
+            f"torch {torch.__version__} has no type {name}, which this file needs. Update it."
+        )
+    return found
 
 
 def numel(shape: tuple[int, ...]) -> int:

@@ -11,40 +11,29 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from ckptcore.dtypes import DTYPE_OF_STORAGE, ITEM_SIZE, is_possible
+from ckptcore.dtypes import ITEM_SIZE, is_possible
+from ckptcore.foreign_values import (
+    CALLABLES,
+    CODECS,
+    DTYPES,
+    KINDS,
+    PYTHON_2,
+    REBUILD,
+    STORAGES,
+    Dict,
+    Made,
+    Name,
+    Store,
+    Tuple,
+    lies_within,
+)
 from ckptcore.plain import MAX_DEPTH, MAX_TUPLE_KEYS, is_quick_key
 from ckptcore.unpickled import MAX_CONTAINERS
 
 MAX_FOREIGN_PICKLE = 32 << 20
 """Bytes of one pickle at most; the numbers of tensors are not in it."""
-
-_REBUILD = {
-    "torch._utils._rebuild_tensor": 4,
-    "torch._utils._rebuild_tensor_v2": 6,
-    "torch._utils._rebuild_tensor_v3": 7,
-}
-_CODECS = {"latin1", "latin-1", "ascii", "utf-8"}
-_PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
-_CALLABLES = {
-    *_REBUILD, "torch._utils._rebuild_parameter",
-    "torch.serialization._get_layout", "torch.Size", "torch.device",
-    "collections.OrderedDict", "collections.Counter", "_codecs.encode",
-    "builtins.bytearray", "builtins.set", "builtins.complex",
-}  # fmt: skip
-_KINDS: dict[str, tuple[tuple[type, ...], ...]] = {
-    "builtins.complex": ((float, float),),
-    "torch.device": ((str,), (str, int)),
-    "torch.serialization._get_layout": ((str,),),
-}
-_DTYPES = {f"torch.{name}" for name in ITEM_SIZE}
-_STORAGES = {
-    **{f"torch.{name}": dtype for name, dtype in DTYPE_OF_STORAGE.items()},
-    **{f"torch.cuda.{name}": dtype for name, dtype in DTYPE_OF_STORAGE.items()},
-    "torch.storage.UntypedStorage": "uint8",
-}
 
 
 class PickleRefused(Exception):
@@ -53,40 +42,6 @@ class PickleRefused(Exception):
     def __init__(self, problem: str, names: tuple[str, ...] = ()) -> None:
         self.names = names
         super().__init__(problem)
-
-
-@dataclass(frozen=True, slots=True)
-class _Name:
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Made:
-    """Something that a call would make, by kind alone."""
-
-    kind: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Store:
-    dtype: str
-    elements: int
-
-
-class _Tuple(tuple[Any, ...]):
-    """A tuple that knows how deep tuples lie in it."""
-
-    depth = 0
-
-
-class _Dict:
-    """A dict, of which only the first keys are remembered."""
-
-    __slots__ = ("count", "keys")
-
-    def __init__(self) -> None:
-        self.keys: tuple[Any, ...] = ()
-        self.count = 0
 
 
 class Survey:
@@ -195,10 +150,10 @@ class Survey:
         return values
 
     def tuple_(self, items: list[Any]) -> None:
-        depth = max((item.depth for item in items if isinstance(item, _Tuple)), default=0) + 1
+        depth = max((item.depth for item in items if isinstance(item, Tuple)), default=0) + 1
         if depth > MAX_DEPTH:
             raise PickleRefused(f"its pickle is nested deeper than {MAX_DEPTH} levels")
-        made = _Tuple(items)
+        made = Tuple(items)
         made.depth = depth
         self.container(made)
 
@@ -217,7 +172,7 @@ class Survey:
 
     def set_items(self, items: list[Any]) -> None:
         target = self._stack[-1]
-        if not isinstance(target, _Dict) or len(items) % 2:
+        if not isinstance(target, Dict) or len(items) % 2:
             if self.names:  # Items for an object of a class that is refused at the end, by its name.
                 return
             raise PickleRefused("its pickle sets items of something that is no dict")
@@ -234,22 +189,22 @@ class Survey:
 
     def global_(self) -> None:
         module, name = self._line(), self._line()
-        path = f"{_PYTHON_2.get(module, module)}.{name}"
-        if path not in _CALLABLES and path not in _DTYPES and path not in _STORAGES:
+        path = f"{PYTHON_2.get(module, module)}.{name}"
+        if path not in CALLABLES and path not in DTYPES and path not in STORAGES:
             self.names[path] = None
-        self._stack.append(_Name(path))
+        self._stack.append(Name(path))
 
     def persistent(self) -> None:
         identity = self._stack.pop()
         if (
-            not isinstance(identity, _Tuple)
+            not isinstance(identity, Tuple)
             or len(identity) not in (5, 6)
             or identity[0] != "storage"
             or identity[5:] not in ((), (None,))
         ):
             raise PickleRefused("its pickle refers to something that is no storage", tuple(self.names))
         kind, key, _, elements = identity[1:5]
-        dtype = _STORAGES.get(kind.path) if isinstance(kind, _Name) else None
+        dtype = STORAGES.get(kind.path) if isinstance(kind, Name) else None
         if (
             dtype is None
             or not isinstance(key, str)
@@ -265,13 +220,13 @@ class Survey:
             )
         if self.storages.setdefault(key, nbytes) != nbytes:
             raise PickleRefused(f"its storage {key[:40]!r} has two sizes")
-        self._stack.append(_Store(dtype, elements))
+        self._stack.append(Store(dtype, elements))
 
     def reduce(self) -> None:
         arguments, function = self._stack.pop(), self._stack.pop()
-        if not isinstance(function, _Name) or not isinstance(arguments, _Tuple):
+        if not isinstance(function, Name) or not isinstance(arguments, Tuple):
             raise PickleRefused("its pickle calls something that is no function", tuple(self.names))
-        if function.path in _CALLABLES:
+        if function.path in CALLABLES:
             if not _may_call(self, function.path, arguments):
                 raise PickleRefused(
                     f"it calls {function.path} with arguments that stored data never has", (function.path,)
@@ -279,22 +234,22 @@ class Survey:
         else:
             self.names[function.path] = None
         made = (
-            _Dict()
+            Dict()
             if function.path in ("collections.OrderedDict", "collections.Counter")
-            else _Made(function.path)
+            else Made(function.path)
         )
         self.container(made)
 
     def new_object(self) -> None:
         _, kind = self._stack.pop(), self._stack.pop()
-        self.names[kind.path if isinstance(kind, _Name) else "an unnamed class"] = None
-        self._stack.append(_Made("object"))
+        self.names[kind.path if isinstance(kind, Name) else "an unnamed class"] = None
+        self._stack.append(Made("object"))
 
     def build(self) -> None:
         state, target = self._stack.pop(), self._stack[-1]
         plain = (
-            isinstance(target, _Dict)
-            and isinstance(state, _Dict)
+            isinstance(target, Dict)
+            and isinstance(state, Dict)
             and state.count == 1
             and state.keys == ("_metadata",)
         )
@@ -303,14 +258,14 @@ class Survey:
 
 
 def _may_call(survey: Survey, path: str, arguments: tuple[Any, ...]) -> bool:
-    if path in _REBUILD:
-        return len(arguments) in (_REBUILD[path], _REBUILD[path] + 1) and _lies_within(path, arguments)
+    if path in REBUILD:
+        return len(arguments) in (REBUILD[path], REBUILD[path] + 1) and lies_within(path, arguments)
     if path == "torch._utils._rebuild_parameter":
-        return len(arguments) == 3 and isinstance(arguments[0], _Made) and arguments[0].kind in _REBUILD
+        return len(arguments) == 3 and isinstance(arguments[0], Made) and arguments[0].kind in REBUILD
     if path == "collections.OrderedDict":
         return arguments == () or (len(arguments) == 1 and _are_pairs(survey, arguments[0]))
     if path == "collections.Counter":
-        return tuple(map(type, arguments)) in ((), (_Dict,))
+        return tuple(map(type, arguments)) in ((), (Dict,))
     if path == "builtins.set":
         if len(arguments) != 1 or type(arguments[0]) is not list:
             return False
@@ -319,13 +274,13 @@ def _may_call(survey: Survey, path: str, arguments: tuple[Any, ...]) -> bool:
         return True
     kinds = tuple(map(type, arguments))
     if path == "_codecs.encode":
-        return kinds == (str, str) and bool(arguments[1] in _CODECS)
+        return kinds == (str, str) and str(arguments[1]) in CODECS
     if path == "builtins.bytearray":
-        text = kinds == (str, str) and bool(arguments[1] in _CODECS)
-        return text or tuple(arguments) in ((), (_Made("_codecs.encode"),))
+        text = kinds == (str, str) and str(arguments[1]) in CODECS
+        return text or tuple(arguments) in ((), (Made("_codecs.encode"),))
     if path == "torch.Size":
-        return kinds == (_Tuple,) and is_possible(arguments[0])
-    return any(kinds == allowed for allowed in _KINDS[path])
+        return kinds == (Tuple,) and is_possible(arguments[0])
+    return any(kinds == allowed for allowed in KINDS[path])
 
 
 def _are_pairs(survey: Survey, pairs: Any) -> bool:
@@ -339,37 +294,14 @@ def _are_pairs(survey: Survey, pairs: Any) -> bool:
     return True
 
 
-def _lies_within(path: str, arguments: tuple[Any, ...]) -> bool:
-    """Whether every element of a tensor lies within its storage."""
-    storage, offset, shape, strides = arguments[:4]
-    if not isinstance(storage, _Store) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
-        return False
-    numbers = (offset, *strides)
-    if (
-        not is_possible(shape)
-        or len(shape) != len(strides)
-        or any(type(n) is not int or not 0 <= n < 1 << 56 for n in numbers)
-    ):
-        return False
-    elements = storage.elements
-    if path.endswith("v3"):
-        kind = arguments[6]
-        if not isinstance(kind, _Name) or kind.path not in _DTYPES:
-            return False
-        elements = elements * ITEM_SIZE[storage.dtype] // ITEM_SIZE[kind.path.removeprefix("torch.")]
-    if 0 in shape:
-        return offset <= elements
-    return offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) < elements
-
-
 _OPERATIONS: dict[int, Callable[[Survey], Any]] = {
     ord(opcode): operation
     for opcode, operation in {
         "\x80": lambda s: s._take(1),
-        "}": lambda s: s.container(_Dict()),
+        "}": lambda s: s.container(Dict()),
         "]": lambda s: s.container([]),
-        ")": lambda s: s.push(_Tuple()),
-        "\x8f": lambda s: s.container(_Made("set")),
+        ")": lambda s: s.push(Tuple()),
+        "\x8f": lambda s: s.container(Made("set")),
         "N": lambda s: s.push(None),
         "\x88": lambda s: s.push(True),
         "\x89": lambda s: s.push(False),

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from ckptcore import foreign, memory, pickled
-from ckptcore.dtypes import numel
+from ckptcore.dtypes import numel, torch_dtype
 from ckptcore.errors import DamagedCheckpoint
 from ckptcore.hashing import Stretch, intact
 from ckptcore.header import Header
@@ -125,7 +125,7 @@ def _atom(atom: Atom) -> Any:
     import torch
 
     if atom.kind == "dtype":
-        return getattr(torch, str(atom.value))
+        return torch_dtype(str(atom.value))
     return torch.device(str(atom.value)) if atom.kind == "device" else torch.Size(tuple(map(int, atom.value)))
 
 
@@ -170,7 +170,7 @@ def _copied_tensors(fd: int, found: Opened) -> Tensors:
 def _tensor_in(arena: mmap.mmap, at: int, spec: pickled.TensorSpec) -> torch.Tensor:
     import torch
 
-    dtype = getattr(torch, spec.dtype)
+    dtype = torch_dtype(spec.dtype)
     count = numel(spec.shape)
     if count == 0:
         return torch.empty(spec.shape, dtype=dtype)

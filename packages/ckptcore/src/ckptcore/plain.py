@@ -11,11 +11,13 @@ import dataclasses
 import enum
 import math
 import os
+import re
 import sys
 from argparse import Namespace
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping
 from datetime import date, datetime, time, timedelta
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +41,12 @@ MAX_TUPLE_KEYS = 10_000
 MAX_INT_BITS = 2032
 """The longest integer that one pickle LONG1 opcode holds; torch's restricted unpickler knows no longer one.
 """
+
+
+_DEVICE = re.compile(
+    "(?:cpu|cuda|mps|xpu|meta|xla|hpu|mtia|ipu|hip|lazy|vulkan|ve|fpga|maia|privateuseone)"
+    "(?::(?:0|[1-9][0-9]?|1[01][0-9]|12[0-7]))?"
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,6 +75,8 @@ class _Flattener:
     def __init__(self) -> None:
         self.tensors: list[torch.Tensor] = []
         self._values = self._tuple_keys = 0
+        self.like_keys = False
+        """Whether some dict has two keys of one text (0 and "0"): only then can two tensors share a name."""
         self._seen: dict[tuple[object, ...], int] = {}
 
     def convert(self, value: Any, path: tuple[Any, ...]) -> Any:
@@ -100,6 +110,8 @@ class _Flattener:
                 join_path(path),
                 "two of its keys become the same plain value (a path or enum and its text, say). Rename one.",
             )
+        if any(type(key) is not str for key in found) and len(set(map(str, found))) != len(found):
+            self.like_keys = True
         return found
 
     def _other(self, value: Any, path: tuple[Any, ...]) -> Any:
@@ -110,9 +122,10 @@ class _Flattener:
             if isinstance(value, torch.Size):
                 return Atom("size", tuple(int(n) for n in value))
             if isinstance(value, torch.dtype):
-                return Atom("dtype", str(value).removeprefix("torch."))
+                return self._dtype(value, path)
             if isinstance(value, torch.device):
-                return Atom("device", str(value))
+                # Other programs do not know the device types of an extension: for them its name is text.
+                return Atom("device", str(value)) if is_device(str(value)) else str(value)
         if isinstance(value, OrderedDict):
             copy = OrderedDict(self._dict(value, path))
             # nn.Module.state_dict keeps the versions of its layers in this attribute; without it old batch
@@ -178,6 +191,15 @@ class _Flattener:
             )
         return plain
 
+    @staticmethod
+    def _dtype(value: torch.dtype, path: tuple[Any, ...]) -> Atom:
+        name = str(value).removeprefix("torch.")
+        if name not in ITEM_SIZE:
+            raise UnsavableValue(
+                join_path(path), f"tensors of type {value} are not stored. Store its name as text."
+            )
+        return Atom("dtype", name)
+
     def _integer(self, value: int, path: tuple[Any, ...]) -> int:
         if value.bit_length() > MAX_INT_BITS:
             raise UnsavableValue(
@@ -239,17 +261,22 @@ class _Flattener:
         problem = _tensor_problem(value)
         if problem:
             raise UnsavableValue(join_path(path), problem)
-        plain = value.detach()
+        plain = value.detach() if value.requires_grad else value
         if type(plain) is not torch.Tensor:
             plain = plain.as_subclass(torch.Tensor)
         # Tied weights and exact aliases are stored once; other overlapping views get bytes of their own.
-        distinct = plain.numel() == 0 or not _address(plain)
+        distinct = not _address(plain)
         identity = ("distinct", len(self.tensors)) if distinct else _identity(plain)
         index = self._seen.get(identity)
         if index is None:
             index = self._seen[identity] = len(self.tensors)
             self.tensors.append(plain)
         return TensorSlot(index)
+
+
+def is_device(name: str) -> bool:
+    """Whether torch knows a device of this name, wherever the file is read."""
+    return _DEVICE.fullmatch(name) is not None
 
 
 def is_quick_key(key: object, depth: int = 0) -> bool:
@@ -269,6 +296,9 @@ def _tensor_problem(value: torch.Tensor) -> str | None:
     """Why a tensor has no plain row of bytes to store, or None."""
     import torch
 
+    dense = value.layout is torch.strided and not value.is_nested and _is_stored(value.dtype)
+    if type(value) is torch.Tensor and dense and _address(value):
+        return None  # Nearly all of them: the loop waits for this check.
     if value.layout is not torch.strided:
         return f"a {value.layout} tensor; only dense tensors are stored. Call .to_dense() first."
     name = str(value.dtype).removeprefix("torch.")
@@ -288,8 +318,13 @@ def _tensor_problem(value: torch.Tensor) -> str | None:
     return None
 
 
+@lru_cache(maxsize=256)
+def _is_stored(dtype: torch.dtype) -> bool:
+    return str(dtype).removeprefix("torch.") in ITEM_SIZE
+
+
 def _address(tensor: torch.Tensor) -> int:
-    """Where a tensor's numbers lie; 0 for wrappers around other tensors, and on devices that do not tell."""
+    """Where a tensor's numbers lie; 0 where there are none, or on devices that do not tell."""
     try:
         return tensor.data_ptr()
     except RuntimeError:
@@ -324,7 +359,18 @@ def flatten(state: Mapping[str, Any]) -> tuple[dict[str, Any], list[torch.Tensor
     wrong = next((key for key in tree if not isinstance(key, str)), None)
     if wrong is not None:
         raise UnsavableValue(join_path((wrong,)), "the keys at the top of a checkpoint are text.")
+    if flattener.like_keys:
+        _check_names(tree)
     return tree, flattener.tensors
+
+
+def _check_names(tree: dict[str, Any]) -> None:
+    names = Counter(join_path(path) for path, _ in iter_slots(tree))
+    for name, count in names.items():
+        if count > 1:
+            raise UnsavableValue(
+                name, "two tensors have this key path as text (the keys 0 and '0', say). Rename one."
+            )
 
 
 def iter_slots(tree: Any, path: tuple[Any, ...] = ()) -> Any:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ckptcore.dtypes import ITEM_SIZE, is_possible, numel
+from ckptcore.dtypes import ITEM_SIZE, is_possible, numel, torch_dtype
 from ckptcore.errors import DamagedCheckpoint
 from ckptcore.header import canonical_json, read_exactly, too_many_brackets
 
@@ -144,7 +144,7 @@ def load(fd: int, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             if count == 0:
                 raise DamagedCheckpoint(path, [f"it ends within its {size:,} bytes of data"])
             done += count
-        dtype = getattr(torch, p.dtype)
+        dtype = torch_dtype(p.dtype)
         tensors[name] = (
             torch.frombuffer(arena, dtype=dtype, count=numel(p.shape), offset=at).reshape(p.shape)
             if nbytes

@@ -1,4 +1,4 @@
-"""The tensor table of a checkpoint: a row for every tensor and every record, with the SHA-256 of its bytes."""
+"""The tensor table of a checkpoint: a row for every tensor and every record, each with its SHA-256."""
 
 from __future__ import annotations
 
@@ -90,7 +90,8 @@ def encode_table(tensors: Sequence[TensorEntry], records: Sequence[RecordEntry])
     if len(table) > MAX_TABLE:
         raise UnsavableValue(
             "",
-            f"the table of {len(tensors):,} tensors takes {len(table):,} bytes; at most {MAX_TABLE:,}. Store fewer.",
+            f"the table of {len(tensors):,} tensors takes {len(table):,} bytes; at most {MAX_TABLE:,}. "
+            "Store fewer.",
         )
     if too_many_brackets(table):
         raise UnsavableValue("", "the names of its tensors are brackets for the most part. Rename them.")
@@ -123,7 +124,7 @@ def decode_table(data: bytes) -> tuple[list[TensorEntry], list[RecordEntry]]:
 
 
 def tensor_counts(tensors: Sequence[TensorEntry]) -> tuple[int, int, int]:
-    """How many tensors a table names, how many bytes they take on disk, and how many elements the model has."""
+    """How many tensors a table names, their bytes on disk, and how many elements the model has."""
     model_prefixes = tuple(key + "/" for key in MODEL_KEYS)
     return (
         len(tensors),

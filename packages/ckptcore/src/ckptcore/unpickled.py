@@ -13,7 +13,16 @@ from typing import Any, NamedTuple
 
 from ckptcore.dtypes import DTYPE_OF_STORAGE, ITEM_SIZE, STORAGE_CLASS, contiguous_strides, is_possible, numel
 from ckptcore.pickled import MAX_PICKLE, PROTOCOL_2, PickleProblem, TensorSpec
-from ckptcore.plain import MAX_DEPTH, MAX_TUPLE_KEYS, MAX_VALUES, Atom, TensorSlot, is_quick_key, iter_slots
+from ckptcore.plain import (
+    MAX_DEPTH,
+    MAX_TUPLE_KEYS,
+    MAX_VALUES,
+    Atom,
+    TensorSlot,
+    is_device,
+    is_quick_key,
+    iter_slots,
+)
 
 MAX_CONTAINERS = 2 * MAX_VALUES
 """Lists, dicts and tuples in one pickle: an empty one takes one byte there and 64 in memory."""
@@ -253,11 +262,19 @@ def _call(function: _Global, arguments: tuple[Any, ...]) -> Any:
         return complex(*arguments)
     if name == "set" and kinds == (list,) and all(_is_item(item) for item in arguments[0]):
         return set(arguments[0])
-    if name == "device" and kinds == (str,):
+    if name == "device" and kinds == (str,) and is_device(arguments[0]):
         return Atom("device", arguments[0])
-    if name == "Size" and kinds == (tuple,) and all(type(n) is int for n in arguments[0]):
+    if (
+        name == "Size"
+        and kinds == (tuple,)
+        and all(type(n) is int and -(1 << 63) <= n < 1 << 63 for n in arguments[0])
+    ):
         return Atom("size", arguments[0])
     raise PickleProblem(f"a call of {function} that is none of ours", [str(function)])
+
+
+def _is_int64(value: Any) -> bool:
+    return type(value) is int and -(1 << 63) <= value < 1 << 63
 
 
 def _is_item(value: Any) -> bool:

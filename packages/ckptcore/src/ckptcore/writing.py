@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -33,7 +32,7 @@ from ckptcore.header import (
     tensor_entries,
 )
 from ckptcore.pickled import MAX_PICKLE, TensorSpec
-from ckptcore.plain import flatten, iter_slots, join_path, renumber
+from ckptcore.plain import flatten, iter_slots, renumber
 from ckptcore.reader import DATA_PICKLE, FIXED_RECORDS
 from ckptcore.stream import Stream
 
@@ -80,12 +79,6 @@ def encode(state: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) 
         raise UsageError("checkpoints are written on little-endian machines only; this one is big-endian.")
     tree, tensors = flatten(state)
     tree[MARKER] = FORMAT_VERSION
-    names = Counter(join_path(path) for path, _ in iter_slots(tree))
-    for name, count in names.items():
-        if count > 1:
-            raise UnsavableValue(
-                name, "two tensors have this key path as text (the keys 0 and '0', say). Rename one."
-            )
     plain, none = flatten(metadata or {})
     if none:
         raise UnsavableValue("metadata", "a tensor has no place in the metadata; put it into the state.")

@@ -12,8 +12,7 @@ from ckptcore.errors import CheckpointError, DamagedCheckpoint
 
 
 def test_a_memo_bomb_is_described_in_bounded_time(tmp_path: Path) -> None:
-    """Sixty lists, each holding the one before twice: 2**60 values in some hundred bytes, which torch loads.
-    """
+    """Sixty lists, each holding the one before twice: 2**60 values in some hundred bytes. torch loads it."""
     nested = b"]q\x00"
     for i in range(60):
         nested += b"](" + b"h" + bytes((i,)) + b"h" + bytes((i,)) + b"eq" + bytes((i + 1,))

@@ -10,7 +10,6 @@ import json
 import os
 import random
 import time
-import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -22,7 +21,7 @@ import torch
 from forgery import Parts, pack, safetensors_file, sealed, torch_zip, zip_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from states import small_state, tiny_state
+from states import difference, small_state, tiny_state
 
 import ckptcore
 from ckptcore.container import ROOT, Record
@@ -271,9 +270,7 @@ def foreign_members(seeds: Seeds, chance: random.Random) -> bytes:
             del members[at]
         case 3:
             members.append(chance.choice(members))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return zip_of(members, chance.choice((zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)))
+    return zip_of(members, chance.choice((zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)))
 
 
 def foreign_bytes(seeds: Seeds, chance: random.Random) -> bytes:
@@ -285,8 +282,8 @@ def legacy_bytes(seeds: Seeds, chance: random.Random) -> bytes:
     return data[:15] + mutated_bytes(data[15:], chance)
 
 
-def grammar_pickle(seeds: Seeds, chance: random.Random) -> bytes:
-    """Opcodes at random, in a torch zip or a native file."""
+def grammar_pickle(chance: random.Random) -> bytes:
+    """Opcodes at random, most of them in an order that has a meaning."""
     from forgery import call, global_, number, storage, tensor, text, tuple_
 
     names = (
@@ -311,7 +308,18 @@ def grammar_pickle(seeds: Seeds, chance: random.Random) -> bytes:
         if depth > 4:
             return chance.choice((b"N", b"K\x05", text("x"), b"\x88"))
         inner = [value(depth + 1) for _ in range(chance.randrange(4))]
-        match chance.randrange(12):
+        match chance.randrange(16):
+            case 12:
+                return call("torch.Size", tuple_(*(number(int(chance.choice(ODD_NUMBERS))) for _ in inner)))
+            case 13:
+                return call(
+                    "torch.device",
+                    text(chance.choice(("cpu", "cuda:1", "38", "cuda:128", "npu", "", "cpu:x"))),
+                )
+            case 14:
+                return call("_codecs.encode", text(chance.choice(("x", "é", "\u0130"))), text("latin1"))
+            case 15:
+                return call("builtins.set", b"](" + b"".join(inner) + b"e")
             case 0:
                 return b"](" + b"".join(inner) + b"e"
             case 1:
@@ -330,7 +338,7 @@ def grammar_pickle(seeds: Seeds, chance: random.Random) -> bytes:
                 sizes = tuple(chance.choice((0, 1, 2, 4, 2**40)) for _ in range(chance.randrange(4)))
                 strides = tuple(chance.choice((0, 1, 2, 4, 2**40)) for _ in range(chance.randrange(4)))
                 return tensor(
-                    storage(chance.choice("0179"), chance.choice((0, 1, 4, 2**40))),
+                    storage(chance.choice("0017"), chance.choice((0, 1, 4, 2**40))),
                     sizes,
                     strides,
                     chance.choice((0, 0, 1, 2**40)),
@@ -356,12 +364,35 @@ def grammar_pickle(seeds: Seeds, chance: random.Random) -> bytes:
                     )
                 )
 
-    data = b"\x80\x02}(" + b"".join(text(key) + value(0) for key in "abc"[: chance.randrange(1, 4)]) + b"u."
-    if chance.random() < 0.5:
-        return torch_zip(data, {"0": bytes(16), "1": bytes(4)})
-    parts = copy_of(seeds.tiny)
-    parts.replace("data.pkl", data)
-    return parts.build()
+    marker = text("ckptcore_format") + b"K\x01"
+    values = b"".join(text(key) + value(0) for key in ("a", "epoch", "val_metrics")[: chance.randrange(1, 4)])
+    return b"\x80\x02}(" + values + marker + b"u."
+
+
+def grammar_foreign(seeds: Seeds, chance: random.Random) -> bytes:
+    data = grammar_pickle(chance).replace(b"ckptcore_format", b"ckptcore_forget")
+    return torch_zip(data, {"0": bytes(16), "1": bytes(4)})
+
+
+def grammar_native(seeds: Seeds, chance: random.Random) -> bytes:
+    """A file in which all parts agree about a pickle that nobody would write."""
+    parts = None
+    for _ in range(30):
+        parts = Parts.around(grammar_pickle(chance), seeds.tiny)
+        if parts is not None:
+            break
+    return parts.build() if parts is not None else b""
+
+
+def consistent_native(seeds: Seeds, chance: random.Random) -> bytes:
+    """A file in which all parts agree about a damaged pickle."""
+    good = chance.choice((seeds.small, seeds.tiny)).record("data.pkl")
+    parts = None
+    for _ in range(30):
+        parts = Parts.around(mutated_bytes(good, chance), seeds.tiny)
+        if parts is not None:
+            break
+    return parts.build() if parts is not None else b""
 
 
 def safetensors_json(seeds: Seeds, chance: random.Random) -> bytes:
@@ -391,7 +422,8 @@ def noise(seeds: Seeds, chance: random.Random) -> bytes:
 
 MUTATORS: list[Callable[[Seeds, random.Random], bytes]] = [
     native_pickle, native_table, native_summary, native_records, native_bytes, native_end, native_seal,
-    foreign_pickle, foreign_members, foreign_bytes, legacy_bytes, grammar_pickle,
+    foreign_pickle, foreign_members, foreign_bytes, legacy_bytes,
+    grammar_foreign, grammar_native, consistent_native,
     safetensors_json, safetensors_bytes, noise,
 ]  # fmt: skip
 
@@ -419,6 +451,8 @@ def open_in_every_way(path: Path, data: bytes) -> None:
     assert report.ok or report.format == "torch-legacy"
     use(found)
     use(ckptcore.load(path, mmap=True))
+    if found.header.format == "ckptcore":
+        assert difference(torch.load(path), dict(found)) is None, "torch reads something else"
 
 
 def use(found: ckptcore.Checkpoint) -> None:

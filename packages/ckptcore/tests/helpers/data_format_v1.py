@@ -1,5 +1,4 @@
-"""What ``data/format_v1.pt`` holds. Run as a script, it writes that file; the file stays once it is released.
-"""
+"""What ``data/format_v1.pt`` holds. Run as a script, it writes that file, which stays once it is released."""
 
 import sys
 from collections import OrderedDict

@@ -6,13 +6,14 @@ import hashlib
 import io
 import json
 import struct
+import warnings
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptcore import container
+from ckptcore import container, unpickled
 from ckptcore.container import ROOT, Record
 from ckptcore.header import (
     FORMAT_VERSION,
@@ -22,8 +23,12 @@ from ckptcore.header import (
     TABLE_RECORD,
     TensorEntry,
     canonical_json,
+    derive_content,
     model_digest,
+    tensor_counts,
+    tensor_entries,
 )
+from ckptcore.pickled import PickleProblem
 
 
 def sha256(data: bytes) -> str:
@@ -45,6 +50,25 @@ class Parts:
         table = json.loads(found.pop(TABLE_RECORD))
         summary = json.loads(found.pop(SUMMARY_RECORD)[: -SEAL.size])
         return cls(list(found.items()), table["tensors"], summary)
+
+    @classmethod
+    def around(cls, pickle: bytes, good: "Parts") -> "Parts | None":
+        """A file whose every part agrees with this pickle; None if no file can."""
+        try:
+            tree, specs = unpickled.parse(pickle)
+        except PickleProblem:
+            return None
+        if sorted(specs) != list(range(len(specs))) or sum(spec.nbytes for spec in specs.values()) > 1 << 20:
+            return None
+        stored = {index: bytes(specs[index].nbytes) for index in sorted(specs)}
+        fixed = [(name, data) for name, data in good.records if "/" not in name and name != "data.pkl"]
+        rows = tensor_entries(tree, specs, {index: sha256(data) for index, data in stored.items()})
+        count, nbytes, parameters = tensor_counts(rows)
+        told = {"content": derive_content(tree), "model_digest": model_digest(rows)}
+        told["tensors"] = {"count": count, "bytes": nbytes, "parameters": parameters}
+        records = [("data.pkl", pickle), *fixed, *((f"data/{index}", data) for index, data in stored.items())]
+        tensors = [[e.name, e.dtype, list(e.shape), e.storage, e.digest] for e in rows]
+        return cls(records, tensors, {**good.summary, **told})
 
     def replace(self, name: str, data: bytes) -> None:
         """Give a record other bytes."""
@@ -112,7 +136,8 @@ def torch_zip(
 def zip_of(members: list[tuple[str, bytes]], compression: int = zipfile.ZIP_STORED) -> bytes:
     """A zip of members in this order; names may repeat."""
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", compression) as archive:
+    with warnings.catch_warnings(), zipfile.ZipFile(out, "w", compression) as archive:
+        warnings.simplefilter("ignore")  # names may repeat
         for name, data in members:
             archive.writestr(zipfile.ZipInfo(name), data, compress_type=compression)
     return out.getvalue()

@@ -36,7 +36,7 @@ class KeepRule(ABC):
     def decide(self, entries: Sequence[Entry]) -> tuple[Reasons, Reasons]:
         """What stays, and what would stay but for a limit, each with the reason.
 
-        Pinned entries stay anyway and take nobody's place: the last three are three besides the best and the latest.
+        Pinned entries stay anyway and take nobody's place: the last three are three besides the best.
         """
         return self.keeps([entry for entry in entries if not entry.pins]), {}
 

@@ -237,7 +237,7 @@ class OnSignal(SaveRule):
 
 @dataclass(frozen=True)
 class OnException(SaveRule):
-    """When the loop is left by an exception; under a name of its own, since nobody knows how whole that state is."""
+    """When the loop is left by an exception; under its own name: nobody knows how whole that state is."""
 
     _: KW_ONLY
     role: str = "exception"
