@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from states import DTYPES, difference, random_tensor, raw, small_state, tiny_state
 
 import ckptcore
-from ckptcore.errors import DiskFull, FolderNotWritable, UnsavableValue
+from ckptcore.errors import DiskFull, FolderNotWritable, UnsavableValue, UsageError
 from ckptcore.header import MARKER
 from ckptcore.plain import MAX_VALUES, flatten
 
@@ -327,3 +327,12 @@ def test_flatten_copies_no_tensor() -> None:
     state = small_state()
     _, tensors = flatten(state)
     assert tensors[0].data_ptr() == state["model_state_dict"]["0.weight"].data_ptr()
+
+
+def test_a_read_only_file_such_as_a_version_is_not_replaced(tmp_path: Path) -> None:
+    path = ckptcore.save(tmp_path / "resnet50_v1.0.0_best.pth", {"epoch": 1})
+    path.chmod(0o444)
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match="read-only"):
+        ckptcore.save(path, {"epoch": 2})
+    assert path.read_bytes() == before

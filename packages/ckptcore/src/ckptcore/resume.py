@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ckptcore import durable, folder, rotation
 from ckptcore.catalogue import Catalogue, Listed
-from ckptcore.errors import CheckpointError, DamagedCheckpoint
+from ckptcore.errors import CheckpointError, DamagedCheckpoint, UnknownFormat
 from ckptcore.header import Header
 from ckptcore.layouts.layout import Layout
 from ckptcore.loading import Checkpoint, load, read_header
@@ -38,12 +38,14 @@ def newest(
     for file in candidates(catalogue, layout, run_key):
         try:
             return load(file.path, map_location, mmap=True)
-        except DamagedCheckpoint as error:
+        except CheckpointError as error:
+            # What is no checkpoint of any kind (empty, zeros) is damage; another program's that is refused is not.
+            if not isinstance(error, DamagedCheckpoint | UnknownFormat) or (file.header and not file.native):
+                _log.warning("%s cannot be resumed from: %s", file.name, error)
+                continue
             names = [f for f in catalogue if f.inode == file.inode and layout.roles_of(f.name)]
             aside = ", ".join(set_aside(f.path).name for f in names)
             _log.warning("%s It was set aside as %s; trying the one before it.", error, aside)
-        except CheckpointError as error:
-            _log.warning("%s cannot be resumed from: %s", file.name, error)
         except OSError as error:
             _log.warning("%s cannot be read: %s; trying the one before it.", file.name, error)
             unreadable = error

@@ -101,9 +101,15 @@ def save(
 
     Raises:
         UnsavableValue: naming the key path of what cannot be stored; nothing was written.
+        UsageError: the file is there and read-only.
         DiskFull: it does not fit; whatever was there is untouched.
     """
     target = Path(path)
+    if target.is_file() and not target.is_symlink() and not target.stat().st_mode & 0o222:
+        raise UsageError(
+            f"{target} is read-only, as promoted versions are, and is not replaced. "
+            "Save under another name, or make it writable first (chmod u+w)."
+        )
     encoded = encode(state, metadata)
     if not target.parent.is_dir():
         durable.make_folder(target.parent)

@@ -102,23 +102,24 @@ def better(a: Entry, b: Entry, mode: str) -> bool:
 
 
 def kept_by_brute_force(entries: Sequence[Entry], policy: KeepPolicy) -> set[str]:
-    measured = [e for e in entries if "m" in e.metrics and math.isfinite(e.metrics["m"])]
+    rotating = [e for e in entries if not e.pins]
+    measured = [e for e in rotating if "m" in e.metrics and math.isfinite(e.metrics["m"])]
     wanted = []
-    for e in entries:
-        is_last = sum(later(other, e) for other in entries) < policy.last
+    for e in rotating:
+        is_last = sum(later(other, e) for other in rotating) < policy.last
         is_best = e in measured and sum(better(other, e, policy.mode) for other in measured) < policy.best
-        moments = [o.global_step for o in entries if o.epochs_finished == e.epochs_finished]
+        moments = [o.global_step for o in rotating if o.epochs_finished == e.epochs_finished]
         first = None if None in moments else min(m for m in moments if m is not None)
         is_round = bool(e.epochs_finished) and (e.epochs_finished or 0) % policy.epochs == 0
         is_epoch = is_round and e.global_step == first
         bucket = (e.global_step or 0) // policy.steps
-        rivals = [o for o in entries if (o.global_step or 0) // policy.steps == bucket]
+        rivals = [o for o in rotating if (o.global_step or 0) // policy.steps == bucket]
         is_step = bucket > 0 and not any((o.global_step or 0) < (e.global_step or 0) for o in rivals)
         reasons = {"last": is_last, "best": is_best, "epochs": is_epoch, "steps": is_step}
         if any(reasons[part] for part in policy.parts - {"budget"}):
             wanted.append(e)
     pinned = [e for e in entries if e.pins]
-    loose = [e for e in wanted if not e.pins]
+    loose = list(wanted)
     budget = policy.budget if "budget" in policy.parts else math.inf
     while sum(e.size for e in pinned + loose) > budget and len(loose) > (0 if pinned else 1):
         loose.remove(next(e for e in loose if not any(later(e, other) for other in loose)))

@@ -1,0 +1,214 @@
+"""Which checkpoint a run goes on from, and what becomes of those it cannot use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ckptcore import CheckpointManager, load, resume, save, verify
+from ckptcore.catalogue import Catalogue
+from ckptcore.layouts import Layout, plain
+from ckptcore.rules import Best, EveryEpochs
+
+LAYOUT = plain("loss", "min", last=9)
+
+
+def state(value: float) -> dict[str, Any]:
+    return {"model_state_dict": {"w": torch.full((64,), float(value))}}
+
+
+def run(folder: Path, losses: list[float], layout: Layout = LAYOUT, **more: Any) -> None:
+    with CheckpointManager(folder, layout, asynchronous=False, handle_signals=False, **more) as manager:
+        found = manager.resume()
+        for epoch, loss in enumerate(losses, 0 if found is None else found.epochs_finished or 0):
+            manager.step(state(epoch + 1), epoch=epoch, metrics={"loss": loss})
+
+
+def resumed(folder: Path, layout: Layout = LAYOUT, key: str | None = None) -> int | None:
+    """How many epochs the checkpoint has that is resumed from."""
+    found = resume.newest(folder, layout, key)
+    return None if found is None else found.epochs_finished
+
+
+def flip(path: Path) -> None:
+    """Damage a byte of a tensor: the header stays whole."""
+    data = path.read_bytes()
+    at = data.index(torch.full((64,), float(load(path)["model_state_dict"]["w"][0])).numpy().tobytes())
+    with open(path, "r+b") as file:
+        file.seek(at)
+        file.write(bytes([data[at] ^ 1]))
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size * 2 // 3)
+
+
+def empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def zeros(path: Path) -> None:
+    with open(path, "r+b") as file:
+        file.write(bytes(path.stat().st_size))
+
+
+damages = pytest.mark.parametrize("damage", [flip, cut, empty, zeros])
+
+
+def test_nothing_there_means_a_fresh_start(tmp_path: Path) -> None:
+    assert resumed(tmp_path) is None
+
+
+@damages
+def test_a_damaged_latest_is_set_aside_under_all_its_names_and_the_one_before_is_used(
+    damage: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(tmp_path, [0.5, 0.4, 0.3])
+    damage(tmp_path / "latest.pt")  # and so best.pt and epoch_3.pt, which are the same file
+    assert resumed(tmp_path) == 2
+    assert {p.name for p in tmp_path.glob("*.damaged")} == {"best.pt.damaged", "epoch_3.pt.damaged", "latest.pt.damaged"}
+    assert "latest.pt.damaged" in caplog.text and "damaged" in caplog.text
+    assert [p.name for p in sorted(tmp_path.glob("*.pt"))] == ["epoch_1.pt", "epoch_2.pt"]
+
+
+@damages
+def test_a_run_goes_on_after_several_damaged_ones_and_has_best_and_latest_again(
+    damage: Callable[[Path], None], tmp_path: Path
+) -> None:
+    run(tmp_path, [0.5, 0.4, 0.3, 0.2, 0.6])
+    for name in ("epoch_5.pt", "epoch_4.pt", "epoch_3.pt"):
+        damage(tmp_path / name)
+    run(tmp_path, [0.45])
+    assert load(tmp_path / "latest.pt").epochs_finished == 3
+    assert load(tmp_path / "best.pt").epochs_finished == 2
+    assert all(verify(path).ok for path in tmp_path.glob("*.pt"))
+    run(tmp_path, [0.1])
+    assert load(tmp_path / "best.pt").epochs_finished == 4
+
+
+def test_everything_damaged_is_kept_aside_and_the_run_starts_afresh(tmp_path: Path) -> None:
+    run(tmp_path, [0.5, 0.4])
+    before = {path.name: path.stat().st_size for path in tmp_path.glob("*.pt")}
+    for name in ("epoch_1.pt", "epoch_2.pt"):
+        flip(tmp_path / name)
+    assert resumed(tmp_path) is None
+    assert {p.name.removesuffix(".damaged"): p.stat().st_size for p in tmp_path.glob("*.damaged")} == before
+
+
+def test_a_second_damaged_file_of_a_name_does_not_replace_the_first(tmp_path: Path) -> None:
+    (tmp_path / "latest.pt.damaged").write_bytes(b"first")
+    (tmp_path / "latest.pt").write_bytes(b"second")
+    assert resume.set_aside(tmp_path / "latest.pt").name == "latest.pt.damaged2"
+    assert (tmp_path / "latest.pt.damaged").read_bytes() == b"first"
+
+
+def test_a_file_that_cannot_be_read_is_passed_over_but_not_set_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, [0.5, 0.4])
+    real = resume.load
+
+    def load_or_fail(path: Path, *rest: Any, **named: Any) -> Any:
+        if path.name in bad:
+            raise OSError(5, "Input/output error")
+        return real(path, *rest, **named)
+
+    monkeypatch.setattr(resume, "load", load_or_fail)
+    bad = {"latest.pt", "best.pt", "epoch_2.pt"}
+    assert resumed(tmp_path) == 1
+    bad |= {"epoch_1.pt"}
+    with pytest.raises(OSError, match="Input/output"):  # not a fresh start
+        resumed(tmp_path)
+    assert not list(tmp_path.glob("*.damaged"))
+
+
+@pytest.mark.parametrize("name", ["latest.pt", "epoch_7.pt"])
+def test_a_foreign_file_under_a_name_of_the_layout_is_resumed_from(name: str, tmp_path: Path) -> None:
+    torch.save({"epoch": 6, "model_state_dict": {"w": torch.ones(2)}}, tmp_path / name)
+    with CheckpointManager(tmp_path, LAYOUT, asynchronous=False, handle_signals=False) as manager:
+        found = manager.resume()
+        assert found is not None and found["epoch"] == 6
+        manager.step(state(8), epoch=7)
+    (moved,) = (tmp_path / "archived").glob(f"*/{name}")
+    assert torch.load(moved)["epoch"] == 6
+    assert load(tmp_path / "latest.pt").header.metadata["parent"]["file"] == name
+
+
+def test_our_own_files_come_before_foreign_ones(tmp_path: Path) -> None:
+    run(tmp_path, [0.5])
+    torch.save({"epoch": 99}, tmp_path / "epoch_100.pt")
+    assert resumed(tmp_path) == 1
+
+
+def test_a_foreign_file_that_asks_for_code_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.save({"model": torch.nn.Linear(2, 2)}, tmp_path / "latest.pt")
+    assert resumed(tmp_path) is None
+    assert "cannot be resumed from" in caplog.text
+    assert (tmp_path / "latest.pt").exists()
+
+
+def test_another_runs_files_are_not_resumed_from_when_the_key_is_given(tmp_path: Path) -> None:
+    run(tmp_path, [0.5, 0.4], run_key="theirs")
+    assert resumed(tmp_path, key="mine") is None
+    assert resumed(tmp_path, key="theirs") == resumed(tmp_path) == 2
+
+
+def test_weights_alone_are_resumed_from_only_when_there_is_nothing_else(tmp_path: Path) -> None:
+    layout = Layout(
+        name="light",
+        templates={"latest": "latest.pt", "best": "best.pt", "periodic": "epoch_{epochs_finished}.pt"},
+        save=(EveryEpochs(1, role="latest"), EveryEpochs(1), Best("loss", "min")),
+        metric="loss",
+        mode="min",
+        weights_only=frozenset({"best"}),
+    )
+    run(tmp_path, [0.5, 0.4], layout)
+    flip(tmp_path / "latest.pt")
+    assert resumed(tmp_path, layout) == 1
+    (tmp_path / "epoch_1.pt").unlink()
+    found = resume.newest(tmp_path, layout, None)
+    assert found is not None and found.path.name == "best.pt"
+
+
+def test_the_last_save_is_the_newest_whatever_epoch_it_says(tmp_path: Path) -> None:
+    for number, epochs in enumerate((5, 6, 3)):
+        name = "latest.pt" if epochs == 3 else f"epoch_{epochs}.pt"
+        save(tmp_path / name, state(epochs), {"run_key": "a", "epochs_finished": epochs, "sequence": number})
+    assert resumed(tmp_path) == 3
+
+
+def test_files_without_a_count_of_saves_are_ordered_by_epoch_and_step(tmp_path: Path) -> None:
+    for epochs, step in ((2, 20), (1, 10), (2, 15)):
+        found = state(step) | {"global_step": step}
+        save(tmp_path / f"epoch_{step}.pt", found, {"run_key": "a", "epochs_finished": epochs})
+    (newest, *_) = resume.candidates(Catalogue.scan(tmp_path), LAYOUT, None)
+    assert newest.name == "epoch_20.pt"
+
+
+@pytest.mark.parametrize("names", [["../evil.pt"], ["/tmp/evil.pt"], [3], "latest.pt", ["model_v1.0.0_best.pt"], ["no.txt"]])
+def test_names_that_a_header_has_no_right_to_ask_for_are_not_given(names: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    save(folder / "latest.pt", state(1), {"run_key": "a", "sequence": 1, "names": names})
+    assert resume.finish(load(folder / "latest.pt"), LAYOUT) == []
+    assert [p.name for p in tmp_path.rglob("*.pt")] == ["latest.pt"]
+
+
+def test_a_missing_name_does_not_take_the_place_of_a_later_save_or_a_stranger(tmp_path: Path) -> None:
+    wanted = ["latest.pt", "best.pt", "epoch_4.pt", "epoch_5.pt"]
+    for name, key, sequence in (("latest.pt", "a", 5), ("best.pt", "a", 6), ("epoch_4.pt", "b", 1), ("epoch_5.pt", "a", 2)):
+        save(tmp_path / name, state(sequence), {"run_key": key, "sequence": sequence, "names": wanted})
+    assert resume.finish(load(tmp_path / "latest.pt"), LAYOUT) == ["epoch_5.pt"]
+    assert load(tmp_path / "best.pt").header.metadata["sequence"] == 6
+    assert load(tmp_path / "epoch_4.pt").header.run_key == "b"
+
+
+def test_two_runs_started_in_the_same_second_are_archived_apart(tmp_path: Path) -> None:
+    for _ in range(3):
+        with CheckpointManager(tmp_path, LAYOUT, asynchronous=False, handle_signals=False) as manager:
+            manager.step(state(1), epoch=0)
+    moved = sorted((tmp_path / "archived").iterdir())
+    assert len(moved) == 2 and all((folder / "latest.pt").exists() for folder in moved)
