@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from ckptcore import Catalogue, catalogue as catalogue_module, save
+
+from ckptcore import Catalogue, save
+from ckptcore import catalogue as catalogue_module
 from ckptcore.errors import UsageError
 
 
@@ -46,7 +48,9 @@ def test_a_foreign_file_is_listed_as_such(tmp_path: Path) -> None:
     assert file.header is not None and not file.native
 
 
-def test_names_of_one_file_are_read_once_and_share_their_inode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_of_one_file_are_read_once_and_share_their_inode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(tmp_path / "a.pt")
     os.link(tmp_path / "a.pt", tmp_path / "b.pt")
     calls = []
@@ -57,7 +61,9 @@ def test_names_of_one_file_are_read_once_and_share_their_inode(tmp_path: Path, m
     assert first.inode == second.inode and first.links == 2
 
 
-def test_a_file_that_vanishes_while_the_folder_is_read_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_vanishes_while_the_folder_is_read_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(tmp_path / "a.pt")
     put(tmp_path / "b.pt")
     real = catalogue_module.read_header

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from ckptcore import durable, folder
 from ckptcore.errors import UsageError
 from ckptcore.layouts import plain
@@ -29,8 +30,12 @@ def test_a_policy_that_did_not_change_is_not_written_again(tmp_path: Path) -> No
     assert (tmp_path / ".ckptcore" / "policy.json").stat().st_ino != before.st_ino
 
 
-@pytest.mark.parametrize("broken", [b"", b"{", b"[]", b"{}", b"\xff\xfe\x00", b"[" * 100_000, b" " * (folder.MAX_BYTES + 1)])
-def test_a_policy_changed_into_something_else_is_said_and_the_manager_writes_it_again(broken: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "broken", [b"", b"{", b"[]", b"{}", b"\xff\xfe\x00", b"[" * 100_000, b" " * (folder.MAX_BYTES + 1)]
+)
+def test_a_policy_changed_into_something_else_is_said_and_the_manager_writes_it_again(
+    broken: bytes, tmp_path: Path
+) -> None:
     (tmp_path / ".ckptcore").mkdir()
     (tmp_path / ".ckptcore" / "policy.json").write_bytes(broken)
     with pytest.raises(UsageError):

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
 from ckptcore import durable
 from ckptcore.errors import FolderBusy
 from ckptcore.lease import Lease
@@ -49,10 +51,8 @@ def hold(folder: Path, *more: str) -> subprocess.Popen[bytes]:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
@@ -140,7 +140,9 @@ def test_a_note_that_cannot_be_written_for_lack_of_space_is_no_reason_not_to_tra
     lease.release()
 
 
-def test_a_lease_that_could_not_be_completed_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_that_could_not_be_completed_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(durable, "write_text", lambda *_: (_ for _ in ()).throw(OSError(5, "broken")))
         with pytest.raises(OSError, match="broken"):

@@ -16,11 +16,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ckptcore import CheckpointManager, durable, load, manager as manager_module, read_header, save, verify
+
+from ckptcore import CheckpointManager, durable, load, read_header, save, verify
+from ckptcore import manager as manager_module
 from ckptcore.errors import DiskFull, FolderBusy, FolderNotWritable, UnsavableValue, UsageError
 from ckptcore.folder import write_pins
 from ckptcore.layouts import Layout, plain
-from ckptcore.rules import Best, EveryEpochs, EveryMinutes, EverySteps, Final, KeepRule, LastK, Nothing, SaveRule
+from ckptcore.rules import (
+    Best,
+    EveryEpochs,
+    EveryMinutes,
+    EverySteps,
+    Final,
+    KeepRule,
+    LastK,
+    Nothing,
+    SaveRule,
+)
 from ckptcore.versions import promote
 
 
@@ -34,11 +46,15 @@ def weight(path: Path) -> float:
 
 def opened(folder: Path, layout: Layout | None = None, **more: Any) -> CheckpointManager:
     return CheckpointManager(
-        folder, layout or plain("loss", "min", last=2), **{"asynchronous": False, "handle_signals": False} | more
+        folder,
+        layout or plain("loss", "min", last=2),
+        **{"asynchronous": False, "handle_signals": False} | more,
     )
 
 
-def run(folder: Path, losses: list[float], layout: Layout | None = None, resume: str | Path = "auto", **more: Any) -> str:
+def run(
+    folder: Path, losses: list[float], layout: Layout | None = None, resume: str | Path = "auto", **more: Any
+) -> str:
     """Train for as many epochs as there are losses; returns the run's key."""
     with opened(folder, layout, **more) as manager:
         found = manager.resume(resume)
@@ -125,7 +141,9 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
     return found
 
 
-def test_what_is_saved_is_the_state_at_the_step_whatever_the_loop_does_next(tmp_path: Path, gate: Gate) -> None:
+def test_what_is_saved_is_the_state_at_the_step_whatever_the_loop_does_next(
+    tmp_path: Path, gate: Gate
+) -> None:
     held = state(1.0)
     held["notes"] = {"list": [1, 2]}
     with opened(tmp_path, asynchronous=True) as manager:
@@ -139,7 +157,9 @@ def test_what_is_saved_is_the_state_at_the_step_whatever_the_loop_does_next(tmp_
     assert found["notes"] == {"list": [1, 2]} and "later" not in found
 
 
-def test_the_loop_goes_on_while_a_save_is_written_and_waits_for_it_at_the_next(tmp_path: Path, gate: Gate) -> None:
+def test_the_loop_goes_on_while_a_save_is_written_and_waits_for_it_at_the_next(
+    tmp_path: Path, gate: Gate
+) -> None:
     with opened(tmp_path, asynchronous=True) as manager:
         first = manager.step(state(1.0), epoch=0)
         assert gate.entered.wait(20)
@@ -191,7 +211,9 @@ def test_an_unsavable_state_is_named_at_once_and_nothing_is_written(tmp_path: Pa
         manager.step(state(), epoch=0)
 
 
-def test_the_error_of_the_loop_is_seen_not_the_one_of_the_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_the_loop_is_seen_not_the_one_of_the_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(manager_module, "write", lambda *_: (_ for _ in ()).throw(OSError(5, "broken")))
     with pytest.raises(ZeroDivisionError), opened(tmp_path, asynchronous=True) as manager:
         manager.step(lambda: state(), epoch=0)
@@ -282,7 +304,9 @@ m.step({"model_state_dict": {"w": torch.ones(3)}}, epoch=0)
         ([math.nan, math.nan], None),
     ],
 )
-def test_nan_is_never_best_and_ties_keep_the_earlier(tmp_path: Path, losses: list[float], best: int | None) -> None:
+def test_nan_is_never_best_and_ties_keep_the_earlier(
+    tmp_path: Path, losses: list[float], best: int | None
+) -> None:
     run(tmp_path, losses)
     if best is None:
         assert "best.pt" not in names(tmp_path)
@@ -372,7 +396,11 @@ def test_resume_of_a_file_elsewhere_is_a_run_of_its_own_that_names_its_parent(tm
         manager.step(state(2), epoch=1, metrics={"loss": 0.4})
     header = read_header(tmp_path / "second" / "latest.pt")
     assert header.run_key not in (None, key)
-    assert header.metadata["parent"] == {"run_key": key, "model_digest": found.header.model_digest, "file": "best.pt"}
+    assert header.metadata["parent"] == {
+        "run_key": key,
+        "model_digest": found.header.model_digest,
+        "file": "best.pt",
+    }
 
 
 def test_history_and_stages_go_on_after_a_restart(tmp_path: Path) -> None:
@@ -435,7 +463,9 @@ def test_an_extended_run_gets_a_new_final_file(tmp_path: Path) -> None:
     assert not (tmp_path / "archived").exists()
 
 
-def test_a_cut_off_save_gets_its_other_names_at_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cut_off_save_gets_its_other_names_at_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(tmp_path, [0.5, 0.4])
     real, done = durable.replace, []
 
@@ -473,7 +503,9 @@ light = Layout(
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_weights_only_role_has_no_optimizer_and_is_not_resumed_from(tmp_path: Path, asynchronous: bool) -> None:
+def test_a_weights_only_role_has_no_optimizer_and_is_not_resumed_from(
+    tmp_path: Path, asynchronous: bool
+) -> None:
     run(tmp_path, [0.5, 0.4], light, asynchronous=asynchronous)
     best, latest = load(tmp_path / "best.pt"), load(tmp_path / "latest.pt")
     assert "optimizer_state_dict" not in best and "optimizer_state_dict" in latest
@@ -517,7 +549,9 @@ def test_a_pinned_file_outlives_rotation(tmp_path: Path) -> None:
     assert names(tmp_path) == ["epoch_1.pt", "epoch_5.pt", "epoch_6.pt", "latest.pt"]
 
 
-def test_broken_pins_end_rotation_and_not_the_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_broken_pins_end_rotation_and_not_the_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with opened(tmp_path) as manager:
         manager.step(state(), epoch=0)
         (tmp_path / ".ckptcore" / "pins.json").write_text("{")
@@ -550,7 +584,10 @@ print("held", flush=True)
 sys.stdin.read()
 """
     process = subprocess.Popen(
-        [sys.executable, "-c", text, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        [sys.executable, "-c", text, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
     )
     assert process.stdin is not None and process.stdout is not None
     with process.stdin, process.stdout:
@@ -573,7 +610,9 @@ def test_a_closed_manager_saves_nothing_more(tmp_path: Path) -> None:
     assert names(tmp_path) == ["epoch_1.pt", "latest.pt"]
 
 
-def test_a_folder_whose_opening_failed_is_free_for_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_whose_opening_failed_is_free_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(manager_module.rotation, "drop_former_bests", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -614,7 +653,9 @@ def test_an_exception_of_a_loop_that_gave_its_state_ready_made_saves_nothing_tor
     assert "exception.pt" not in names(tmp_path)
 
 
-def test_a_state_that_cannot_be_made_does_not_hide_the_exception(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_state_that_cannot_be_made_does_not_hide_the_exception(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     calls = iter([state(1)])
     with pytest.raises(ZeroDivisionError), opened(tmp_path) as manager:
         manager.step(lambda: next(calls), epoch=0)
@@ -658,9 +699,12 @@ def test_steps_within_an_epoch_count_as_given(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "epoch_end", "expected"), [(0, False, 0), (0, True, 0), (None, True, 4), (None, False, 3), (np.int64(9), True, 9)]
+    ("given", "epoch_end", "expected"),
+    [(0, False, 0), (0, True, 0), (None, True, 4), (None, False, 3), (np.int64(9), True, 9)],
 )
-def test_the_step_in_the_file_is_the_one_given(tmp_path: Path, given: Any, epoch_end: bool, expected: int) -> None:
+def test_the_step_in_the_file_is_the_one_given(
+    tmp_path: Path, given: Any, epoch_end: bool, expected: int
+) -> None:
     with opened(tmp_path, save=[EveryMinutes(1e-9)]) as manager:
         manager.step(state(), epoch=3, global_step=given, epoch_end=epoch_end)
     header = read_header(tmp_path / "latest.pt")
@@ -668,7 +712,13 @@ def test_the_step_in_the_file_is_the_one_given(tmp_path: Path, given: Any, epoch
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"epoch": -1}, {"epoch": 0.5}, {"epoch": 0, "global_step": -1}, {"epoch": 0, "metrics": {"loss": "low"}}]
+    "wrong",
+    [
+        {"epoch": -1},
+        {"epoch": 0.5},
+        {"epoch": 0, "global_step": -1},
+        {"epoch": 0, "metrics": {"loss": "low"}},
+    ],
 )
 def test_impossible_steps_are_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
     with opened(tmp_path) as manager, pytest.raises(UsageError, match="expected"):
@@ -725,7 +775,9 @@ def test_a_best_that_did_not_fit_is_not_what_the_next_has_to_beat(tmp_path: Path
 
 
 @pytest.mark.parametrize("how", ["final", "total", "close"])
-def test_a_last_save_that_does_not_fit_is_an_error(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_last_save_that_does_not_fit_is_an_error(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manager = opened(tmp_path, asynchronous=True, total_epochs=2 if how == "total" else None)
     manager.step(state(1), epoch=0)
     manager.wait()
@@ -823,7 +875,9 @@ def test_a_disk_that_fills_while_the_file_is_written_loses_nothing(small_disk: P
         manager.step(state(1.0, 50_000), epoch=0)
         (small_disk / "ballast").write_bytes(bytes(durable.free_bytes(small_disk) - 120_000))
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(durable, "free_bytes", lambda _: 1 << 40)  # somebody else takes the space after the check
+            patched.setattr(
+                durable, "free_bytes", lambda _: 1 << 40
+            )  # somebody else takes the space after the check
             manager.step(state(2.0, 50_000), epoch=1)
         assert weight(folder / "latest.pt") == 1.0
         assert not list(folder.glob("**/*.tmp"))

@@ -1,4 +1,4 @@
-"""The files that random runs leave, against a model that says the slow and obvious way which they should be."""
+"""The files that random runs leave, against a model that says which they should be."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
 from ckptcore import CheckpointManager, load, read_header
 from ckptcore.layouts import Layout, plain
 from ckptcore.rules import Best, BestK, EveryEpochs, Final, KeepRule, LastK, Mode
-from hypothesis import given
-from hypothesis import strategies as st
 
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
@@ -24,7 +25,7 @@ values = st.sampled_from([0.5, 0.5, 0.25, 0.75, 0.0, -0.0, -1.5, math.nan, math.
 
 @dataclass(frozen=True)
 class Session:
-    """One start of the program: what its epochs measure, how long the run shall be, and what somebody drops in before."""
+    """One start of the program: what its epochs measure, the run's length, what was dropped in before."""
 
     measured: list[float | None]
     total: int | None
@@ -41,7 +42,9 @@ class Case:
     scored: bool
 
     def layout(self) -> Layout:
-        keep: KeepRule = LastK(self.last) | BestK(self.best, "m", self.mode) if self.best else LastK(self.last)
+        keep: KeepRule = (
+            LastK(self.last) | BestK(self.best, "m", self.mode) if self.best else LastK(self.last)
+        )
         names = {
             "periodic": "epoch_{epochs_finished}.pt",
             "best": "best_{metric}.pt" if self.scored else "best.pt",
@@ -116,7 +119,9 @@ def play(case: Case, folder: Path, asynchronous: bool) -> set[str]:
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 @given(case=cases)
-def test_a_folder_holds_what_the_model_says_and_nothing_foreign_is_lost(asynchronous: bool, case: Case) -> None:
+def test_a_folder_holds_what_the_model_says_and_nothing_foreign_is_lost(
+    asynchronous: bool, case: Case
+) -> None:
     with tempfile.TemporaryDirectory(dir=MEMORY) as name:
         folder = Path(name)
         dropped = play(case, folder, asynchronous)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from ckptcore import CheckpointManager, load, resume, save, verify
 from ckptcore.catalogue import Catalogue
 from ckptcore.layouts import Layout, plain
@@ -70,7 +71,11 @@ def test_a_damaged_latest_is_set_aside_under_all_its_names_and_the_one_before_is
     run(tmp_path, [0.5, 0.4, 0.3])
     damage(tmp_path / "latest.pt")  # and so best.pt and epoch_3.pt, which are the same file
     assert resumed(tmp_path) == 2
-    assert {p.name for p in tmp_path.glob("*.damaged")} == {"best.pt.damaged", "epoch_3.pt.damaged", "latest.pt.damaged"}
+    assert {p.name for p in tmp_path.glob("*.damaged")} == {
+        "best.pt.damaged",
+        "epoch_3.pt.damaged",
+        "latest.pt.damaged",
+    }
     assert "latest.pt.damaged" in caplog.text and "damaged" in caplog.text
     assert [p.name for p in sorted(tmp_path.glob("*.pt"))] == ["epoch_1.pt", "epoch_2.pt"]
 
@@ -144,7 +149,9 @@ def test_our_own_files_come_before_foreign_ones(tmp_path: Path) -> None:
     assert resumed(tmp_path) == 1
 
 
-def test_a_foreign_file_that_asks_for_code_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_foreign_file_that_asks_for_code_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     torch.save({"model": torch.nn.Linear(2, 2)}, tmp_path / "latest.pt")
     assert resumed(tmp_path) is None
     assert "cannot be resumed from" in caplog.text
@@ -189,7 +196,9 @@ def test_files_without_a_count_of_saves_are_ordered_by_epoch_and_step(tmp_path: 
     assert newest.name == "epoch_20.pt"
 
 
-@pytest.mark.parametrize("names", [["../evil.pt"], ["/tmp/evil.pt"], [3], "latest.pt", ["model_v1.0.0_best.pt"], ["no.txt"]])
+@pytest.mark.parametrize(
+    "names", [["../evil.pt"], ["/tmp/evil.pt"], [3], "latest.pt", ["model_v1.0.0_best.pt"], ["no.txt"]]
+)
 def test_names_that_a_header_has_no_right_to_ask_for_are_not_given(names: Any, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     save(folder / "latest.pt", state(1), {"run_key": "a", "sequence": 1, "names": names})
@@ -199,7 +208,12 @@ def test_names_that_a_header_has_no_right_to_ask_for_are_not_given(names: Any, t
 
 def test_a_missing_name_does_not_take_the_place_of_a_later_save_or_a_stranger(tmp_path: Path) -> None:
     wanted = ["latest.pt", "best.pt", "epoch_4.pt", "epoch_5.pt"]
-    for name, key, sequence in (("latest.pt", "a", 5), ("best.pt", "a", 6), ("epoch_4.pt", "b", 1), ("epoch_5.pt", "a", 2)):
+    for name, key, sequence in (
+        ("latest.pt", "a", 5),
+        ("best.pt", "a", 6),
+        ("epoch_4.pt", "b", 1),
+        ("epoch_5.pt", "a", 2),
+    ):
         save(tmp_path / name, state(sequence), {"run_key": key, "sequence": sequence, "names": wanted})
     assert resume.finish(load(tmp_path / "latest.pt"), LAYOUT) == ["epoch_5.pt"]
     assert load(tmp_path / "best.pt").header.metadata["sequence"] == 6

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from ckptcore import durable, save
 from ckptcore.catalogue import Catalogue
 from ckptcore.errors import UsageError
@@ -46,7 +47,11 @@ def test_the_last_ones_stay_and_every_decision_has_its_reason(tmp_path: Path) ->
     found = plan_folder(tmp_path, LAYOUT, "run")
     assert found.doomed == ["epoch_1.pt", "epoch_2.pt"]
     reasons = {d.name: d.reason for d in found.decisions}
-    assert reasons["best.pt"] == "best" and reasons["latest.pt"] == "latest" and reasons["epoch_4.pt"] == "last 2"
+    assert (
+        reasons["best.pt"] == "best"
+        and reasons["latest.pt"] == "latest"
+        and reasons["epoch_4.pt"] == "last 2"
+    )
     assert rotate(tmp_path, LAYOUT, "run") == found.doomed
     assert names(tmp_path) == ["best.pt", "epoch_3.pt", "epoch_4.pt", "latest.pt"]
 
@@ -143,7 +148,9 @@ def test_without_a_key_the_newest_run_is_planned_for(tmp_path: Path) -> None:
     assert plan_folder(tmp_path, LAYOUT, None).doomed == ["epoch_1.pt", "epoch_2.pt"]
 
 
-def test_a_file_somebody_deleted_meanwhile_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_somebody_deleted_meanwhile_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for epochs in range(1, 5):
         put(tmp_path / f"epoch_{epochs}.pt", epochs)
     real = durable.remove

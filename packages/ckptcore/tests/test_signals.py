@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from ckptcore import CheckpointManager, load, verify
 from ckptcore.layouts import plain
 from ckptcore.rules import EveryEpochs
@@ -29,7 +30,8 @@ def slow(*args):
     return write(*args)
 manager.write = slow
 done = 0
-with CheckpointManager(sys.argv[1], plain(), save=EveryEpochs(1) if sys.argv[2] == "slow" else EveryEpochs(1000)) as m:
+every = EveryEpochs(1 if sys.argv[2] == "slow" else 1000)
+with CheckpointManager(sys.argv[1], plain(), save=every) as m:
     m.resume()
     for epoch in range(100000):
         done = epoch + 1
@@ -123,7 +125,10 @@ def test_the_handlers_are_given_back_after_close(tmp_path: Path) -> None:
 
 
 def test_a_signal_saves_though_no_rule_says_so_and_close_gives_the_folder_back(tmp_path: Path) -> None:
-    with pytest.raises(TrainingInterrupted) as caught, CheckpointManager(tmp_path, save=EveryEpochs(100)) as manager:
+    with (
+        pytest.raises(TrainingInterrupted) as caught,
+        CheckpointManager(tmp_path, save=EveryEpochs(100)) as manager,
+    ):
         manager.step(state(), epoch=0)
         assert not manager.stop_requested
         os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The small hidden folder beside the checkpoints: policy, pins, lock. Checkpoints need none of it to be read."""
+"""The small hidden folder beside the checkpoints: policy, pins, lock. No checkpoint needs it to be read."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ def write_pins(directory: Path, pins: dict[str, str]) -> None:
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise UsageError(f"{path} has more than {MAX_BYTES:,} bytes; it is not what ckptcore wrote. Delete it.")
+            raise UsageError(
+                f"{path} has more than {MAX_BYTES:,} bytes; ckptcore did not write it. Delete it."
+            )
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None

@@ -25,6 +25,19 @@ class Job:
     names: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Saved:
+    """What one call of `CheckpointManager.step` set out to save.
+
+    Attributes:
+        names: file names by role.
+        stall_seconds: how long the loop waited for it.
+    """
+
+    names: Mapping[str, str]
+    stall_seconds: float
+
+
 class Packer:
     """Makes the jobs of one save after the other.
 
@@ -61,7 +74,7 @@ class Packer:
             encoded = replace(encoded, tensors=self._copied(encoded.tensors))
         slim = {role: name for role, name in names.items() if role in self._layout.weights_only}
         full = {role: name for role, name in names.items() if role not in slim}
-        # The weights alone come first: what a run goes on from shall not be there before all that belongs to it.
+        # The weights alone come first: what a run goes on from comes when all that belongs to it is there.
         jobs = [_job(replace(encoded, tree=_without(encoded.tree, _HEAVY)).compacted(), slim)] if slim else []
         return [*jobs, _job(encoded, full)] if full else jobs
 

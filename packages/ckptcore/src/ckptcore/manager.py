@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import operator
 import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,10 +19,11 @@ from ckptcore.background import Writer
 from ckptcore.catalogue import Catalogue
 from ckptcore.errors import CheckpointError, DiskFull, UsageError
 from ckptcore.history import write_history
-from ckptcore.jobs import Job, Packer
+from ckptcore.jobs import Job, Packer, Saved
 from ckptcore.layouts.layout import Layout, Moment
 from ckptcore.lease import Lease
 from ckptcore.loading import Checkpoint, load
+from ckptcore.position import position
 from ckptcore.record import RunRecord
 from ckptcore.rules import AtFractions, KeepRule, Progress, SaveRule
 from ckptcore.signals import SignalFlag, TrainingInterrupted
@@ -31,19 +31,6 @@ from ckptcore.writing import write
 
 _log = logging.getLogger(__name__)
 State = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Saved:
-    """What one call of `CheckpointManager.step` set out to save.
-
-    Attributes:
-        names: file names by role.
-        stall_seconds: how long the loop waited for it.
-    """
-
-    names: Mapping[str, str]
-    stall_seconds: float
 
 
 class CheckpointManager:
@@ -168,7 +155,18 @@ class CheckpointManager:
                 "this manager was closed and its folder given back. Open a new one to save again."
             )
         self._writer.raise_error()
-        progress = self._progress(epoch, metrics, global_step, epoch_end, stage, stage_end, final)
+        progress = position(
+            epoch,
+            epoch_end,
+            global_step,
+            metrics or {},
+            total_epochs=self.total_epochs,
+            final=final,
+            seconds=self._record.seconds,
+            stage=stage,
+            stage_end=stage_end,
+            signal=self.stop_requested,
+        )
         self._record.measure(progress)
         self._last = (state, progress)
         if self.directory is None:
@@ -190,39 +188,9 @@ class CheckpointManager:
         if reason:
             return latest
         if progress.exception:
-            # Only what is meant for it: nobody knows how whole that state is, so it must not replace the latest.
+            # Only what is meant for it: nobody knows how whole that state is, so the latest must stay.
             return self._record.due(progress) - self._record.due(replace(progress, exception=False))
         return self._record.due(progress) | (latest if progress.signal else set())
-
-    def _progress(
-        self,
-        epoch: int,
-        metrics: Mapping[str, float] | None,
-        global_step: int | None,
-        epoch_end: bool,
-        stage: str | None,
-        stage_end: bool,
-        final: bool,
-    ) -> Progress:
-        numbers = {name: _number(name, value) for name, value in (metrics or {}).items()}
-        epoch = _count("the index of an epoch, from 0", epoch)
-        if global_step is None:
-            step = epoch + 1 if epoch_end else epoch
-        else:
-            step = _count("the optimizer steps taken", global_step)
-        last = self.total_epochs is not None and epoch_end and epoch + 1 >= self.total_epochs
-        return Progress(
-            epoch=epoch,
-            epoch_end=epoch_end,
-            global_step=step,
-            total_epochs=self.total_epochs,
-            metrics=numbers,
-            seconds=self._record.seconds,
-            stage=stage,
-            stage_end=stage_end,
-            final=final or last,
-            signal=self.stop_requested,
-        )
 
     def _save(
         self,
@@ -243,7 +211,9 @@ class CheckpointManager:
         moment = self._record.moment(progress)
         names = {role: self.layout.file_name(role, moment) for role in self.layout.templates if role in roles}
         made = dict(state() if callable(state) else state)
-        jobs = self._packer.pack(made, moment, names, self._metadata(moment, reason, metadata))
+        whose = {"run_key": self.run_key, "parent": self._parent}
+        header = {**metadata, **self._record.header(moment, reason), **whose}
+        jobs = self._packer.pack(made, moment, names, header)
         self._record.note(moment, roles)
         self._writer.submit(lambda: self._write(jobs, names, moment))
         return Saved(names, time.perf_counter() - began)
@@ -262,26 +232,6 @@ class CheckpointManager:
         resume.move_other_runs(self.directory, self.layout, self.run_key)
         resume.move_abandoned(self.directory, self.layout, self.run_key, progress)
         self._claimed = True
-
-    def _metadata(self, moment: Moment, reason: str | None, more: Mapping[str, Any]) -> dict[str, Any]:
-        progress = moment.progress
-        self._record.sequence += 1
-        found: dict[str, Any] = {
-            **more,
-            "run_key": self.run_key,
-            "layout": self.layout.name,
-            "epoch_counts": self.layout.epoch_counts,
-            "epochs_finished": progress.epochs_finished,
-            "global_step": progress.global_step,
-            "sequence": self._record.sequence,
-            "metrics": dict(progress.metrics),
-            "best": {"values": dict(moment.best), "epochs_finished": moment.best_epoch},
-            "total_epochs": progress.total_epochs,
-            "stages": list(self._record.stages),
-            "parent": self._parent,
-        }
-        why = reason or ("signal" if progress.signal else "exception" if progress.exception else None)
-        return found | ({"reason": why} if why else {})
 
     def _write(self, jobs: Sequence[Job], names: Mapping[str, str], moment: Moment) -> None:
         """Write, name and rotate; runs in the writer thread."""
@@ -429,7 +379,7 @@ class CheckpointManager:
         if self._last is None or self.directory is None or self._closed:
             return
         state, last = self._last
-        # A state that was given, not made on demand, is of the last step: the loop may have changed half of it since.
+        # A state that was given, not made on demand, is of the last step; half of it may have changed since.
         if callable(state):
             progress = replace(
                 last,
@@ -442,20 +392,3 @@ class CheckpointManager:
             )
             if roles := self._roles(progress, None):
                 self._save(state, progress, roles, None, {})
-
-
-def _count(what: str, value: Any) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError as error:
-        raise UsageError(f"expected {what}, a whole number, got {value!r}.") from error
-    if number < 0:
-        raise UsageError(f"expected {what}, got {number}.")
-    return number
-
-
-def _number(name: str, value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"metric {name!r}: expected a number, got {type(value).__name__}.") from error

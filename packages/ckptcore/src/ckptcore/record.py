@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 from ckptcore import rotation
 from ckptcore.catalogue import Listed
@@ -50,7 +51,7 @@ class RunRecord:
         }
 
     def measure(self, progress: Progress) -> None:
-        """Take down the stage, and what a finished epoch measured; an epoch run again replaces what was there."""
+        """Take down the stage, and what a finished epoch measured in place of what it did before."""
         if progress.stage is not None and progress.stage not in self.stages:
             self.stages.append(progress.stage)
         if not progress.epoch_end:
@@ -78,6 +79,29 @@ class RunRecord:
             stage_number=self.stages.index(progress.stage) + 1 if progress.stage in self.stages else 0,
             timestamp=datetime.now(UTC).isoformat(),
         )
+
+    def header(self, moment: Moment, reason: str | None) -> dict[str, Any]:
+        """What the header of the next save says of the run; counts the save.
+
+        Args:
+            moment: where the loop is.
+            reason: why it saves now, where no rule asked for it.
+        """
+        progress = moment.progress
+        self.sequence += 1
+        found: dict[str, Any] = {
+            "layout": self._layout.name,
+            "epoch_counts": self._layout.epoch_counts,
+            "epochs_finished": progress.epochs_finished,
+            "global_step": progress.global_step,
+            "sequence": self.sequence,
+            "metrics": dict(progress.metrics),
+            "best": {"values": dict(moment.best), "epochs_finished": moment.best_epoch},
+            "total_epochs": progress.total_epochs,
+            "stages": list(self.stages),
+        }
+        why = reason or ("signal" if progress.signal else "exception" if progress.exception else None)
+        return found | ({"reason": why} if why else {})
 
     def note(self, moment: Moment, roles: set[str]) -> None:
         """Count a save as made, ahead of its being durable: the loop asks its rules again before that."""

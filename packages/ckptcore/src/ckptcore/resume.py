@@ -39,8 +39,9 @@ def newest(
         try:
             return load(file.path, map_location, mmap=True)
         except CheckpointError as error:
-            # What is no checkpoint of any kind (empty, zeros) is damage; another program's that is refused is not.
-            if not isinstance(error, DamagedCheckpoint | UnknownFormat) or (file.header and not file.native):
+            # A file of no kind at all (empty, zeros) is damage, too; another program's, refused, is not.
+            of_no_kind = isinstance(error, UnknownFormat) and file.header is None
+            if not isinstance(error, DamagedCheckpoint) and not of_no_kind:
                 _log.warning("%s cannot be resumed from: %s", file.name, error)
                 continue
             names = [f for f in catalogue if f.inode == file.inode and layout.roles_of(f.name)]
@@ -56,9 +57,9 @@ def newest(
 
 
 def candidates(catalogue: Catalogue, layout: Layout, run_key: str | None) -> Iterator[Listed]:
-    """The files to try, best first: native ones of the run from the newest on, then foreign files under the layout's names."""
+    """The files to try: native ones of the run, the newest first, then foreign ones."""
     named = [f for f in catalogue if layout.roles_of(f.name)]
-    # A file whose header is damaged cannot say how old it is; its time of writing decides whether it would have been next.
+    # A file whose header is damaged cannot say how old it is: its time of writing decides when it is tried.
     native = [
         f for f in named if f.native and not (f.header and f.header.reason in ("exception", "nonfinite"))
     ]
@@ -96,8 +97,8 @@ def _is_whole(file: Listed, layout: Layout) -> bool:
 def finish(found: Checkpoint, layout: Layout) -> list[str]:
     """Give the newest checkpoint the names that its writer had no time for; returns them.
 
-    A kill between two renames leaves it as the best, say, and not yet as the latest. Training goes on from it, so nobody
-    would ever make the missing ones.
+    A kill between two renames leaves it as the best, say, and not yet as the latest. Training goes on from
+    it, so nobody would ever make the missing ones.
     """
     header, folder_of_it = found.header, found.header.path.parent
     told = header.metadata.get("names")
@@ -132,7 +133,7 @@ def _is_before(path: Path, newer: Header) -> bool:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a damaged file so that nothing takes it for a checkpoint; it is kept for whoever wants to look."""
+    """Rename a damaged file so that nothing takes it for a checkpoint; who wants to look at it still can."""
     target = path.with_name(path.name + ".damaged")
     number = 1
     while target.exists():
@@ -161,10 +162,10 @@ def move_other_runs(directory: Path, layout: Layout, run_key: str) -> Path | Non
 
 
 def move_abandoned(directory: Path, layout: Layout, run_key: str, now: Progress) -> Path | None:
-    """Move what the run saved beyond the point where it goes on now: it went back, and left that line of training.
+    """Move what the run saved beyond the point where it goes on now: it went back, and left that line.
 
-    Left in place they would be taken for the last ones by rotation. The best one stays the best until it is beaten, and
-    pinned files stay.
+    Left in place they would be taken for the last ones by rotation. The best one stays the best until it is
+    beaten, and pinned files stay.
 
     Args:
         directory: the folder.

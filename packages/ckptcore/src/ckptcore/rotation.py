@@ -1,4 +1,4 @@
-"""What rotation keeps and deletes in a folder: decided from what is on disk, each decision with its reason."""
+"""What rotation keeps and deletes in a folder, decided from what is on disk; each decision has its reason."""
 
 from __future__ import annotations
 
@@ -83,7 +83,9 @@ def plan_folder(
     pins = folder.read_pins(directory)
     entries = _count_links_once({file.name: _entry(file, layout, best, pins) for file in ours}, ours)
     former = {f.name for f in ours if layout.roles_of(f.name) == ("best",) and not entries[f.name].pins}
-    decisions = {d.name: d for d in plan([e for n, e in entries.items() if n not in former], keep or layout.keep)}
+    decisions = {
+        d.name: d for d in plan([e for n, e in entries.items() if n not in former], keep or layout.keep)
+    }
     decisions |= {n: Decision(n, False, f"no longer the best ({best} is)", entries[n].size) for n in former}
     verdicts = {n: SAFE_TO_DELETE if not d.keep else _verdict(entries[n]) for n, d in decisions.items()}
     others = [file for file in catalogue if file.name not in verdicts]
@@ -193,7 +195,9 @@ def _metric(file: Listed, metric: str) -> float | None:
     return finite_score(file.header.metrics, metric) if file.header is not None else None
 
 
-def _sort_out(catalogue: Catalogue, layout: Layout, run_key: str) -> tuple[list[Listed], list[tuple[str, str]]]:
+def _sort_out(
+    catalogue: Catalogue, layout: Layout, run_key: str
+) -> tuple[list[Listed], list[tuple[str, str]]]:
     """The files that rotation may look at, and why it leaves the others alone."""
     ours, untouched = [], []
     for file in catalogue:
@@ -225,7 +229,7 @@ def _entry(file: Listed, layout: Layout, best: str | None, pins: dict[str, str])
 
 
 def _count_links_once(entries: dict[str, Entry], ours: Sequence[Listed]) -> dict[str, Entry]:
-    """Names of one file free its bytes only with the last of them: a pinned one holds them, else the first one stands for them."""
+    """Names of one file free its bytes only with the last: a pinned one holds them, else the first does."""
     counted: set[tuple[int, int]] = set()
     for file in sorted(ours, key=lambda f: not entries[f.name].pins):
         if file.inode in counted:

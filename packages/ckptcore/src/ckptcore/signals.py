@@ -1,4 +1,4 @@
-"""Signals during training: the handler sets a flag, the loop saves at its next step, a second signal ends at once."""
+"""Signals during training: the first sets a flag, the loop saves at its next step; a second ends at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _former: dict[int, Any] = {}
 
 
 class TrainingInterrupted(SystemExit):
-    """Raised by `CheckpointManager.step` after it saved because of a signal; ends the process with 128 + signal."""
+    """Raised by `CheckpointManager.step` after a save that a signal asked for; exit code 128 + signal."""
 
     def __init__(self, number: int) -> None:
         self.signal_number = number
@@ -23,7 +23,7 @@ class TrainingInterrupted(SystemExit):
 
 
 class SignalFlag:
-    """Remembers the first of the watched signals. Several may be installed at once and be restored in any order."""
+    """Remembers the first of the watched signals. Several may be installed, and restored in any order."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -53,7 +53,7 @@ class SignalFlag:
 
 def _handle(number: int, frame: FrameType | None) -> None:
     if any(flag.received is not None for flag in _flags):
-        # Asked twice: go at once. What was committed is whole, the unfinished file is swept away at the next start.
+        # Asked twice: go at once. What was committed is whole, and the next start sweeps the rest away.
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
         return

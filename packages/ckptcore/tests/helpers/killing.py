@@ -23,12 +23,13 @@ from types import TracebackType
 from typing import Any, Self
 
 import zstandard
+from trainee import digest_of
+
 from ckptcore import CheckpointManager, load, verify
 from ckptcore.cards import check_version, list_versions
 from ckptcore.catalogue import Catalogue
 from ckptcore.durable import is_temporary
 from ckptcore.layouts import plain
-from trainee import digest_of
 
 PHASES = ("snapshot", "write", "rename", "rotate", "promote", "archive")
 KEPT = 3
@@ -136,7 +137,7 @@ class Storm:
         self._verified: set[tuple[tuple[int, int], int]] = set()
 
     def rage(self, server: Server, kills: int, least: int) -> None:
-        """Kill so many trainees, and so many at least in each phase; every second one held at an operation."""
+        """Kill so many trainees, at least so many in each phase; every second one held at an operation."""
         self._follow(server, self._order(None, epochs=8), None)
         assert all(self._durations.values()), "an undisturbed trainee passes through every phase"
         self.check()
@@ -182,7 +183,7 @@ class Storm:
         }
 
     def _follow(self, server: Server, order: dict[str, Any], aim: tuple[str, float] | None) -> None:
-        """Let a trainee run until it ends, killing it when it is held, or so long after it entered a phase."""
+        """Let a trainee run to its end; kill it where it is held, or some time after it entered a phase."""
         server.start(order)
         inside: dict[tuple[str, str], int] = {}
         skip, deadline, held = self._chance.randint(0, 3), None, False
@@ -220,7 +221,7 @@ class Storm:
             self.held[phase] += held
 
     def check(self) -> None:
-        """The folder opens, the newest committed checkpoint is bit-equal, and nothing that policy keeps is missing."""
+        """The folder opens, the newest committed one is bit-equal, nothing that policy keeps is missing."""
         self._check_archives()
         run = self.root / "run"
         with CheckpointManager(

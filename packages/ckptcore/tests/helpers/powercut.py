@@ -1,9 +1,9 @@
-"""What a disk may hold after a power cut: file operations are recorded, then replayed with the un-synced ones dropped.
+"""What a disk may hold after a power cut: operations are recorded, then replayed with un-synced ones dropped.
 
-The file system modelled keeps no journal and promises only what POSIX does. What was written to a file may be there,
-be missing, be cut short or be zeros until the file is synced. A name that was made, renamed, linked or deleted may
-be there or not until its folder is synced, each independently of the others; only a rename within one folder is one
-change, and one across folders is two. Syncing a file says nothing about its name.
+The file system modelled keeps no journal and promises only what POSIX does. Until a file is synced, what was
+written to it may be there, be missing, be cut short or be zeros. Until its folder is synced, a name that was
+made, renamed, linked or deleted may be there or not, each independently of the others; only a rename within
+one folder is one change, and one across folders is two. Syncing a file says nothing about its name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SAMPLES = 5000
 
 @dataclass(frozen=True)
 class Entry:
-    """A change of names that reaches the disk as one: (name, what it means from now on or None) pairs in one folder."""
+    """A change of names in a folder that reaches the disk as one: (name, its new meaning or None)."""
 
     folder: str
     changes: tuple[tuple[str, int | None], ...]
@@ -256,7 +256,7 @@ def survey(recording: Recording, seed: int = 0) -> Survey:
         if operation is not None:
             _advance(operation, durable, pending, synced, dirty, told)
             if operation.kind in ("data", "sync") and replays:
-                # Only files that no name but a temporary one reaches change here; the sets of names are those of before.
+                # Where only temporary names reach the file, the states are those of before.
                 reachable = {
                     f for e in pending for n, f in e.changes if f is not None and not is_temporary(n)
                 }

@@ -1,8 +1,8 @@
-"""A process that trains and saves until it is killed, started again and again by a server that has torch loaded.
+"""A process that trains and saves until it is killed, forked again and again by a server with torch loaded.
 
-Run as a program with three descriptors: orders come in on the first, one JSON object a line; lines of the log go out
-on the second; the third is read by a trainee that holds still, which the kill ends. The phases of the library are
-told by wrappers around its functions, so that the library itself knows nothing of being watched:
+Run as a program with three descriptors: orders come in on the first, one JSON object a line; lines of the log
+go out on the second; the third is read by a trainee that holds still, which the kill ends. The phases of the
+library are told by wrappers around its functions, so that it knows nothing of being watched itself:
 
     enter write 7 1234567      the phase, its thread and the clock in nanoseconds
     leave write 7 1239876 12   and how many operations it made

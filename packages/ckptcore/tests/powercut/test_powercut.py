@@ -9,16 +9,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import ckptcore
 import pytest
 import torch
+from powercut import Recording, State, recorded, survey
+from trainee import digest_of
+
+import ckptcore
 from ckptcore import CheckpointManager, archive, load, verify, versions
 from ckptcore.cards import check_version, list_versions
 from ckptcore.catalogue import Catalogue
 from ckptcore.layouts import Layout, plain
 from ckptcore.rules import Best, EveryEpochs, Final, LastK
-from powercut import Recording, State, recorded, survey
-from trainee import digest_of
 
 LOSSES = [0.5, 0.4, 0.6, 0.3, float("nan"), 0.35]
 
@@ -34,7 +35,11 @@ DIGESTS = {epochs: digest_of(state_at(epochs)) for epochs in range(1, 30)}
 
 scored = Layout(
     name="scored",
-    templates={"best": "best_{metric:.4f}.pt", "latest": "latest.pt", "periodic": "epoch_{epochs_finished}.pt"},
+    templates={
+        "best": "best_{metric:.4f}.pt",
+        "latest": "latest.pt",
+        "periodic": "epoch_{epochs_finished}.pt",
+    },
     save=(EveryEpochs(1, role="latest"), EveryEpochs(1), Best("loss", "min")),
     keep=LastK(2),
     metric="loss",
@@ -75,7 +80,7 @@ def run_epochs(root: Path, layout: Layout, count: int, record: Recording | None 
 
 
 def check_run(root: Path, layout: Layout, told: tuple[Any, ...], least: int = 0) -> None:
-    """The newest saved is there, bit-equal; the best is there; the last ones are there; nothing shown is damaged."""
+    """The newest saved is there, bit-equal; so are the best and the last ones; nothing shown is damaged."""
     newest = max([least, *(mark[1] for mark in told if mark[0] == "saved")])
     if not (root / "run").exists():
         assert newest == 0
@@ -104,7 +109,9 @@ def check_run(root: Path, layout: Layout, told: tuple[Any, ...], least: int = 0)
 def scratch(tmp_path: Path) -> Iterator[Path]:
     """A folder in memory, where there is one: thousands of states are made in it."""
     memory = Path("/dev/shm")
-    at = (memory if os.access(memory, os.W_OK) else tmp_path) / f"ckptcore-powercut-{os.getpid()}-{tmp_path.name}"
+    at = (
+        memory if os.access(memory, os.W_OK) else tmp_path
+    ) / f"ckptcore-powercut-{os.getpid()}-{tmp_path.name}"
     at.mkdir()
     yield at
     shutil.rmtree(at)
@@ -114,7 +121,7 @@ def cut_everywhere(record: Recording, scratch: Path, check: Callable[[Path, Stat
     """Open every state that a cut may leave; returns how many there are."""
     found = survey(record)
     print(
-        f"{title}: {len(record.operations)} operations, {found.moments} moments ({found.sampled} of them sampled), "
+        f"{title}: {len(record.operations)} operations, {found.moments} moments ({found.sampled} sampled), "
         f"{found.replays} replays, {len(found.states)} different states"
     )
     for number, state in enumerate(found.states):
@@ -129,7 +136,9 @@ def cut_everywhere(record: Recording, scratch: Path, check: Callable[[Path, Stat
     return len(found.states)
 
 
-@pytest.mark.parametrize("name", ["plain", "scored", "light", pytest.param("crowded", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["plain", "scored", "light", pytest.param("crowded", marks=pytest.mark.slow)]
+)
 def test_saved_checkpoints_survive_a_cut_at_any_moment_of_a_run(
     name: str, tmp_path: Path, scratch: Path
 ) -> None:

@@ -1,0 +1,64 @@
+"""Where a training loop says that it is, checked."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+from ckptcore.errors import UsageError
+from ckptcore.rules import Progress
+
+
+def position(
+    epoch: int,
+    epoch_end: bool,
+    global_step: int | None,
+    metrics: Mapping[str, float],
+    *,
+    total_epochs: int | None,
+    final: bool,
+    **more: Any,
+) -> Progress:
+    """What the rules are asked about.
+
+    Args:
+        epoch: index from 0 of the epoch that runs or has just ended.
+        epoch_end: it has just ended.
+        global_step: optimizer steps taken; a loop that does not count them is given one an epoch.
+        metrics: what was measured now.
+        total_epochs: length of the run, where it is known; its last epoch's end is final.
+        final: the loop says that training is over.
+        more: the other fields of `Progress`.
+
+    Raises:
+        UsageError: naming what is no count or no number.
+    """
+    epoch = _count("the index of an epoch, from 0", epoch)
+    finished = epoch + 1 if epoch_end else epoch
+    return Progress(
+        epoch=epoch,
+        epoch_end=epoch_end,
+        global_step=finished if global_step is None else _count("the optimizer steps taken", global_step),
+        metrics={name: _number(name, value) for name, value in metrics.items()},
+        total_epochs=total_epochs,
+        final=final or (total_epochs is not None and epoch_end and finished >= total_epochs),
+        **more,
+    )
+
+
+def _count(what: str, value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise UsageError(f"expected {what}, a whole number, got {value!r}.") from error
+    if number < 0:
+        raise UsageError(f"expected {what}, got {number}.")
+    return number
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"metric {name!r}: expected a number, got {type(value).__name__}.") from error
