@@ -54,13 +54,19 @@ class Failing:
         return call
 
 
+def write_new(target: Path, data: bytes) -> None:
+    """As importing, exporting, promoting and archiving give a name that must be free."""
+    with durable.staged(target, len(data)) as (fd, temporary):
+        durable.write_all(fd, data)
+    durable.claim(temporary, target)
+    durable.sync_folder(target.parent)
+
+
 ACTIONS: dict[str, Callable[[Path], object]] = {
     "save": lambda folder: ckptcore.save(folder / "a.pt", tiny_state()),
     "write_text": lambda folder: durable.write_text(folder / "a.pt", "new"),
     "copy_durable": lambda folder: durable.copy_durable(folder / "source", folder / "a.pt"),
-    "write_new": lambda folder: durable.write_new(
-        folder / "new", lambda fd: durable.write_all(fd, b"new"), 3
-    ),
+    "write_new": lambda folder: write_new(folder / "new", b"new"),
 }
 
 
@@ -204,9 +210,9 @@ def test_where_there_are_no_links_the_names_are_copies(
     durable.publish(temporary, names)
     assert [name.read_bytes() for name in names] == [b"data", b"data"]
     assert names[0].stat().st_ino != names[1].stat().st_ino
-    durable.write_new(tmp_path / "new", lambda fd: durable.write_all(fd, b"n"), 1)
+    write_new(tmp_path / "new", b"n")
     with pytest.raises(FileExistsError):
-        durable.write_new(tmp_path / "new", lambda fd: durable.write_all(fd, b"n"), 1)
+        write_new(tmp_path / "new", b"n")
     assert sorted(os.listdir(tmp_path)) == ["best.pt", "epoch_1.pt", "new"]
 
 
@@ -228,7 +234,7 @@ def test_a_copy_has_an_inode_of_its_own(tmp_path: Path) -> None:
 def test_a_new_file_never_takes_a_taken_name(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("mine")
     with pytest.raises(FileExistsError):
-        durable.write_new(tmp_path / "taken", lambda fd: durable.write_all(fd, b"x"), 1)
+        write_new(tmp_path / "taken", b"x")
     assert (tmp_path / "taken").read_text() == "mine"
     assert os.listdir(tmp_path) == ["taken"]
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+import ckptcore
 from ckptcore import CheckpointManager, durable, load, read_header, save, verify
 from ckptcore import manager as manager_module
 from ckptcore.errors import DiskFull, FolderBusy, FolderNotWritable, UnsavableValue, UsageError
@@ -32,6 +33,7 @@ from ckptcore.rules import (
     LastK,
     Nothing,
     SaveRule,
+    StageEnds,
 )
 from ckptcore.versions import promote
 
@@ -956,3 +958,38 @@ def test_what_is_saved_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     caplog.set_level(logging.INFO, "ckptcore")
     run(tmp_path, [0.5])
     assert "epoch_1.pt" in caplog.text and str(tmp_path) in caplog.text
+
+
+def test_text_in_a_file_name_never_leads_out_of_the_folder(tmp_path: Path) -> None:
+    layout = Layout(
+        "by stage", {"stage": "{stage}_{metric_name}.pt"}, (StageEnds(),), metric="val/f1", mode="max"
+    )
+    with opened(tmp_path / "in", layout) as manager:
+        manager.step(state(), epoch=0, stage="../../out", stage_end=True, metrics={"val/f1": 1.0})
+    assert names(tmp_path / "in") == ["_.._out_val_f1.pt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_last_step_with_a_reason_writes_the_final_file_too(tmp_path: Path) -> None:
+    with opened(tmp_path) as manager:
+        manager.step(state(), epoch=0, final=True, reason="stopped early")
+    assert {"final.pt", "latest.pt"} <= set(names(tmp_path))
+
+
+def test_a_pin_keeps_a_file_until_it_is_taken_back(tmp_path: Path) -> None:
+    run(tmp_path, [3, 2])
+    ckptcore.pin(tmp_path / "epoch_1.pt", "figure 3 of the paper")
+    run(tmp_path, [3, 2, 1, 1, 1, 1])
+    assert "epoch_1.pt" in names(tmp_path)
+    ckptcore.unpin(tmp_path / "epoch_1.pt")
+    run(tmp_path, [3, 2, 1, 1, 1, 1, 1])
+    assert "epoch_1.pt" not in names(tmp_path)
+    with pytest.raises(UsageError, match="reason"):
+        ckptcore.pin(tmp_path / "best.pt", " ")
+
+
+def test_a_file_says_what_it_was_made_with_and_not_by_whom(tmp_path: Path) -> None:
+    run(tmp_path, [1])
+    provenance = load(tmp_path / "latest.pt")["provenance"]
+    assert provenance["torch"] == torch.__version__
+    assert set(provenance) <= {"ckptcore", "python", "platform", "machine", "torch", "numpy", "lightning"}

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forgery import Parts
 
 from ckptcore import CheckpointManager, load, resume, save, verify
 from ckptcore.catalogue import Catalogue
+from ckptcore.errors import NewerFormat, UsageError
 from ckptcore.layouts import Layout, plain
 from ckptcore.rules import Best, EveryEpochs
 
@@ -27,6 +30,10 @@ def run(folder: Path, losses: list[float], layout: Layout = LAYOUT, **more: Any)
         found = manager.resume()
         for epoch, loss in enumerate(losses, 0 if found is None else found.epochs_finished or 0):
             manager.step(state(epoch + 1), epoch=epoch, metrics={"loss": loss})
+
+
+def opened(folder: Path) -> CheckpointManager:
+    return CheckpointManager(folder, LAYOUT, asynchronous=False, handle_signals=False)
 
 
 def resumed(folder: Path, layout: Layout = LAYOUT, key: str | None = None) -> int | None:
@@ -226,3 +233,58 @@ def test_two_runs_started_in_the_same_second_are_archived_apart(tmp_path: Path) 
             manager.step(state(1), epoch=0)
     moved = sorted((tmp_path / "archived").iterdir())
     assert len(moved) == 2 and all((folder / "latest.pt").exists() for folder in moved)
+
+
+def test_a_run_continued_by_a_newer_ckptcore_is_refused_and_nothing_is_touched(tmp_path: Path) -> None:
+    run(tmp_path, [3, 2])
+    for path in tmp_path.glob("*.pt"):
+        parts = Parts.of(path)
+        parts.summary["format"] = 2
+        path.write_bytes(parts.build(version=2))
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with opened(tmp_path) as manager, pytest.raises(NewerFormat, match="Update ckptcore"):
+        manager.resume()
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@damages
+def test_a_folder_whose_only_save_is_damaged_starts_afresh(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    run(tmp_path, [3])
+    damage(tmp_path / "latest.pt")
+    with opened(tmp_path) as manager:
+        assert manager.resume() is None
+    assert {path.name for path in tmp_path.glob("*.damaged")} == {
+        "best.pt.damaged",
+        "epoch_1.pt.damaged",
+        "latest.pt.damaged",
+    }
+
+
+def test_an_in_place_overwrite_of_the_file_resumed_from_changes_no_tensor(tmp_path: Path) -> None:
+    run(tmp_path, [3, 2])
+    with opened(tmp_path) as manager:
+        found = manager.resume()
+        assert found is not None
+        os.truncate(tmp_path / "latest.pt", 0)
+        assert torch.equal(found["model_state_dict"]["w"], torch.full((64,), 2.0))
+
+
+def test_a_file_is_found_by_its_name_in_the_folder(tmp_path: Path) -> None:
+    run(tmp_path, [3, 2, 1])
+    with opened(tmp_path) as manager:
+        found = manager.resume("epoch_1.pt")
+    assert found is not None and found.epochs_finished == 1
+
+
+def test_a_promoted_version_under_a_name_the_layout_needs_stays_and_is_named(tmp_path: Path) -> None:
+    layout = replace(
+        plain("loss", "min"), templates={**plain("loss", "min").templates, "best": "net_v1.0.0_best.pt"}
+    )
+    version = save(tmp_path / "net_v1.0.0_best.pt", state(9), {"run_key": "mine"})
+    version.chmod(0o444)
+    before = version.read_bytes()
+    with pytest.raises(UsageError, match="promoted version"):
+        run(tmp_path, [1], layout, run_key="mine")
+    assert version.read_bytes() == before

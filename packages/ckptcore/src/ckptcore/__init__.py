@@ -1,7 +1,7 @@
 """Checkpoints that cannot be lost, mistaken or faked.
 
 `save`, `load`, `read_header` and `verify` work on files; `CheckpointManager` keeps a folder of them during
-training. Nothing here imports torch before it is needed: headers are read in microseconds.
+training. Nothing here imports torch before it is needed: headers are read without it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ _HOME = {
     "announce": "ckptcore.announce",
     "write_history": "ckptcore.history",
     "promote": "ckptcore.versions",
+    "publish": "ckptcore.publishing",
+    "pin": "ckptcore.folder",
+    "unpin": "ckptcore.folder",
 }
 _MODULES = ("errors", "layouts", "rules")
 

@@ -10,8 +10,7 @@ import errno
 import fcntl
 import os
 import secrets
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -177,14 +176,6 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
         view = view[os.write(fd, view) :]
 
 
-def write_all_at(fd: int, data: bytes | memoryview, at: int) -> None:
-    """Write every byte at a position of the file."""
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(fd, view, at)
-        view, at = view[written:], at + written
-
-
 def publish(temporary: Path, names: list[Path]) -> None:
     """Give a finished temporary file its names, all in one folder, and make them durable.
 
@@ -276,18 +267,6 @@ def write_bytes(target: Path, data: bytes, mode: int | None = None) -> None:
     publish(temporary, [target])
 
 
-def write_new(target: Path, fill: Callable[[int], None], size: int, mode: int | None = None) -> None:
-    """A file that must not exist yet, filled by ``fill(fd)``, whole or not at all.
-
-    Raises:
-        FileExistsError: the name is taken.
-    """
-    with staged(target, size, mode) as (fd, temporary):
-        fill(fd)
-    claim(temporary, target)
-    sync_folder(target.parent)
-
-
 def claim(temporary: Path, target: Path) -> None:
     """Rename to a name that must be free.
 
@@ -356,8 +335,3 @@ def sweep(folder: Path) -> list[Path]:
             remove_quietly(Path(entry.path))
             gone.append(Path(entry.path))
     return gone
-
-
-def remove_tree(folder: Path) -> None:
-    """Delete a folder and what is in it."""
-    shutil.rmtree(folder)

@@ -50,6 +50,10 @@ class UnknownFormat(CheckpointError):
     """A file is in no format that ckptcore reads."""
 
 
+class NewerFormat(UnknownFormat):
+    """A file was written by a newer ckptcore: whole, and not for this one to judge."""
+
+
 class RefusedContent(CheckpointError):
     """A file asks for something that loading data never needs: foreign classes, code, another place on disk.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,26 @@ def write_pins(directory: Path, pins: dict[str, str]) -> None:
     """Replace the list of pinned files."""
     durable.make_folder(hidden(directory))
     durable.write_text(hidden(directory) / _PINS, json.dumps(pins, indent=2, sort_keys=True) + "\n")
+
+
+def pin(file: str | os.PathLike[str], why: str) -> None:
+    """Keep a checkpoint from being rotated away, cleaned or archived, for a reason that `ckpt plan` shows.
+
+    Raises:
+        UsageError: there is no such file, or no reason.
+    """
+    path = Path(file)
+    if not path.is_file() or not why.strip():
+        raise UsageError(f"expected a checkpoint file and a reason, got {path} and {why!r}.")
+    write_pins(path.parent, read_pins(path.parent) | {path.name: why})
+
+
+def unpin(file: str | os.PathLike[str]) -> None:
+    """Let rotation decide again about a file; one that is not pinned, or gone, is no error."""
+    path = Path(file)
+    pins = read_pins(path.parent)
+    if pins.pop(path.name, None) is not None:
+        write_pins(path.parent, pins)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -43,8 +43,13 @@ class Crew(Generic[Job, Result]):
         self._threads = [
             threading.Thread(target=self._work, name="ckptcore-hash", daemon=True) for _ in range(count)
         ]
-        for thread in self._threads:
-            thread.start()
+        for number, thread in enumerate(self._threads):
+            try:
+                thread.start()
+            except RuntimeError:
+                # Python 3.12 starts no threads while it shuts down; a save still in flight goes on without.
+                del self._threads[number:]
+                break
 
     def result(self, index: int) -> Result:
         """What came out of a job; waits for it.
@@ -52,6 +57,8 @@ class Crew(Generic[Job, Result]):
         Raises:
             BaseException: whatever a job raised.
         """
+        if not self._threads:
+            self._work()
         with self._changed:
             self._changed.wait_for(lambda: index in self._results or self._error is not None)
             if self._error is not None:

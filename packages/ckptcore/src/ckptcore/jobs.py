@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import platform
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ckptcore.layouts.layout import Layout, Moment
+from ckptcore.package import own_version
 from ckptcore.writing import Encoded, encode
 
 if TYPE_CHECKING:
@@ -67,6 +71,7 @@ class Packer:
         state["epoch"] = finished if self._layout.epoch_counts == "finished" else finished - 1
         state.setdefault("global_step", moment.progress.global_step)
         state.setdefault("timestamp", moment.timestamp)
+        state.setdefault("provenance", dict(_provenance()))
         whole = self._layout.complete(state, moment)
         whole.setdefault("history", dict(moment.history))
         encoded = encode(whole, metadata)
@@ -84,6 +89,18 @@ class Packer:
         if self._buffers is None:
             self._buffers = SnapshotBuffers()
         return self._buffers.copy(tensors)
+
+
+@lru_cache(maxsize=1)
+def _provenance() -> dict[str, str]:
+    """What the numbers were made with; nothing that tells a person or a machine."""
+    found = {"ckptcore": own_version(), "python": platform.python_version(), "platform": platform.system()}
+    found["machine"] = platform.machine()
+    return found | {
+        name: str(getattr(sys.modules[name], "__version__", ""))
+        for name in ("torch", "numpy", "lightning")
+        if name in sys.modules
+    }
 
 
 def _job(encoded: Encoded, names: Mapping[str, str]) -> Job:

@@ -184,13 +184,16 @@ class CheckpointManager:
         return saved
 
     def _roles(self, progress: Progress, reason: str | None) -> set[str]:
-        latest = {"latest"} & set(self.layout.templates)
+        names = set(self.layout.templates)
+        latest = {"latest"} & names
         if reason:
-            return latest
+            return latest | ({"final"} & names if progress.final else set())
         if progress.exception:
             # Only what is meant for it: nobody knows how whole that state is, so the latest must stay.
             return self._record.due(progress) - self._record.due(replace(progress, exception=False))
-        return self._record.due(progress) | (latest if progress.signal else set())
+        # A layout that was told to keep no latest still has a place for what a signal saves.
+        asked = (latest or {"periodic"} & names) if progress.signal else set()
+        return self._record.due(progress) | asked
 
     def _save(
         self,
@@ -245,7 +248,8 @@ class CheckpointManager:
                 durable.publish(temporary, targets)
         except DiskFull as error:
             self._failed = error
-            _log.error("%s Training goes on; the next save tries again.", error)
+            last = moment.progress.final or moment.progress.signal
+            _log.error("%s %s", error, "" if last else "Training goes on; the next save tries again.")
             self._read_record()
             return
         except BaseException:
@@ -285,12 +289,16 @@ class CheckpointManager:
             # The checkpoint of this moment is safe and holds the same lists.
             _log.error("%s The history is written again with the next save.", error)
 
-    def resume(self, source: str | os.PathLike[str] = "auto", map_location: Any = "cpu") -> Checkpoint | None:
+    def resume(
+        self, source: str | os.PathLike[str] = "auto", map_location: Any = "cpu", *, mmap: bool = False
+    ) -> Checkpoint | None:
         """Find and load the checkpoint to go on from.
 
         Args:
-            source: "auto" for the newest one of the run that verifies, "none" for a fresh start, or a file.
+            source: "auto" for the newest one of the run that verifies, "none" for a fresh start, or a file,
+                in the folder or elsewhere.
             map_location: where its tensors go.
+            mmap: as for `ckptcore.load`: faster, and safe as long as only managers write here.
 
         Returns:
             The checkpoint, or None to start afresh.
@@ -299,11 +307,12 @@ class CheckpointManager:
             return None
         self.wait()
         if str(source) == "auto":
-            found = resume.newest(self.directory, self.layout, self._given_key, map_location)
+            found = resume.newest(self.directory, self.layout, self._given_key, map_location, mmap)
             if found is not None and found.header.run_key is not None:
                 resume.finish(found, self.layout)
         else:
-            found = load(source, map_location)
+            here = self.directory / source
+            found = load(here if here.is_file() else source, map_location, mmap=mmap)
         if found is not None:
             self._go_on_from(found)
         return found

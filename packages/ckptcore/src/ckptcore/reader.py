@@ -20,7 +20,7 @@ from typing import Any
 
 from ckptcore import container, unpickled
 from ckptcore.container import ROOT, Placed, Record
-from ckptcore.errors import DamagedCheckpoint, UnknownFormat
+from ckptcore.errors import DamagedCheckpoint, NewerFormat, UnknownFormat
 from ckptcore.header import (
     FORMAT_VERSION,
     MAGIC,
@@ -114,7 +114,7 @@ def find_summary(fd: int, path: Path) -> Header | None:
         raise DamagedCheckpoint(path, ["the summary in its header (ckptcore/summary.json)"])
     try:
         if version > FORMAT_VERSION and summary_format(summary) == version:
-            raise UnknownFormat(
+            raise NewerFormat(
                 f"{path.name} has format version {version}; this ckptcore reads up to {FORMAT_VERSION}. "
                 "Update ckptcore."
             )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ckptcore import durable, folder, rotation
 from ckptcore.catalogue import Catalogue, Listed
-from ckptcore.errors import CheckpointError, DamagedCheckpoint, UnknownFormat
+from ckptcore.errors import CheckpointError, DamagedCheckpoint, NewerFormat, UnknownFormat, UsageError
 from ckptcore.header import Header
 from ckptcore.layouts.layout import Layout
 from ckptcore.loading import Checkpoint, load, read_header
@@ -20,7 +20,11 @@ ARCHIVED = "archived"
 
 
 def newest(
-    directory: Path, layout: Layout, run_key: str | None, map_location: object = "cpu"
+    directory: Path,
+    layout: Layout,
+    run_key: str | None,
+    map_location: object = "cpu",
+    mmap: bool = False,
 ) -> Checkpoint | None:
     """The newest checkpoint of a folder that verifies; damaged ones on the way are set aside and named.
 
@@ -29,15 +33,19 @@ def newest(
         layout: its layout.
         run_key: only files of this run; None for the run of the newest file.
         map_location: where its tensors go.
+        mmap: as for `ckptcore.load`.
 
     Raises:
+        NewerFormat: the run was continued by a newer ckptcore; nothing is touched.
         OSError: nothing verified, and something could not be read at all.
     """
     catalogue = Catalogue.scan(directory)
     unreadable: OSError | None = None
     for file in candidates(catalogue, layout, run_key):
         try:
-            return load(file.path, map_location, mmap=True)
+            return load(file.path, map_location, mmap=mmap)
+        except NewerFormat:
+            raise
         except CheckpointError as error:
             # A file of no kind at all (empty, zeros) is damage, too; another program's, refused, is not.
             of_no_kind = isinstance(error, UnknownFormat) and file.header is None
@@ -82,7 +90,10 @@ def candidates(catalogue: Catalogue, layout: Layout, run_key: str | None) -> Ite
         if file.inode not in yielded:
             yielded.add(file.inode)
             yield file
-    yield from (f for f in damaged if f.inode not in yielded)
+    for file in damaged:
+        if file.inode not in yielded:
+            yielded.add(file.inode)
+            yield file
     if run_key is None:
         foreign = [f for f in named if f.header is not None and not f.native]
         yield from sorted(foreign, key=lambda f: f.modified, reverse=True)
@@ -194,7 +205,16 @@ def make_way(directory: Path, run_key: str, names: Sequence[str]) -> Path | None
     """Move what has a name that is about to be given and is not this run's to a dated folder.
 
     Somebody may have put it there since the run began; a rename over it would be its end.
+
+    Raises:
+        UsageError: it is a promoted version, which stays where it is.
     """
+    for name in names:
+        if rotation.is_version(name) and (directory / name).exists():
+            raise UsageError(
+                f"{name} is a promoted version and stays as it is; the layout gives new files its name. "
+                "Give the layout another name."
+            )
     strangers = [name for name in names if not _may_be_replaced(directory / name, run_key)]
     return _archive(directory, strangers, "not written by this run") if strangers else None
 

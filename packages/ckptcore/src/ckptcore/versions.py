@@ -13,8 +13,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from ckptcore import durable, reader
 from ckptcore.cards import ParentVersion, VersionCard, check_version, list_versions, pinned_names
 from ckptcore.errors import DamagedCheckpoint, DiskFull, UnsavableValue, UsageError, VersionRefused
 from ckptcore.header import MODEL_KEYS, Header, TensorEntry, canonical_json, encode_number, jsonable
+from ckptcore.package import own_version
 from ckptcore.reader import Opened
 from ckptcore.semver import SUFFIXES, Semver, VersionName, base_name, version_of
 from ckptcore.verifying import verify
@@ -224,16 +223,9 @@ def _card(
         parent=ParentVersion(parent.version, parent.model_digest, parent.sha256) if parent else None,
         source_name=header.path.name,
         created=datetime.now(UTC).isoformat(),
-        ckptcore_version=_own_version(),
+        ckptcore_version=own_version(),
         directory=folder,
     )
-
-
-def _own_version() -> str:
-    try:
-        return installed_version("ckptcore")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _day(header: Header) -> str | None:

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,7 @@ from ckptcore.header import (
     summary_bytes,
     tensor_entries,
 )
+from ckptcore.package import own_version
 from ckptcore.pickled import MAX_PICKLE, TensorSpec
 from ckptcore.plain import flatten, iter_slots, renumber
 from ckptcore.reader import DATA_PICKLE, FIXED_RECORDS
@@ -178,7 +178,9 @@ def _write_header(records: _Records, encoded: Encoded, specs: Sequence[TensorSpe
     table_at = records.next_data_at(TABLE_RECORD)
     records.add(TABLE_RECORD, memoryview(table), *buffer_digests(memoryview(table)))
     sealed = seal(
-        summary_bytes(content, encoded.metadata, tensors, table, table_at, encoded.created, _writer())
+        summary_bytes(
+            content, encoded.metadata, tensors, table, table_at, encoded.created, f"ckptcore {own_version()}"
+        )
     )
     records.add(SUMMARY_RECORD, memoryview(sealed), *buffer_digests(memoryview(sealed)))
     return model_digest(tensors)
@@ -201,10 +203,3 @@ def bytes_of(tensor: torch.Tensor, spec: TensorSpec) -> memoryview:
     if spec.nbytes == 0:
         return memoryview(b"")
     return memoryview((ctypes.c_char * spec.nbytes).from_address(tensor.data_ptr())).cast("B")
-
-
-def _writer() -> str:
-    try:
-        return f"ckptcore {version('ckptcore')}"
-    except PackageNotFoundError:
-        return "ckptcore"

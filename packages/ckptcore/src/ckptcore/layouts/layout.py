@@ -12,9 +12,6 @@ from typing import Any
 from ckptcore.errors import UsageError
 from ckptcore.rules import KeepAll, KeepRule, Progress, SaveRule
 
-ROLES = ("latest", "best", "periodic", "stage", "final", "exception")
-"""The names that layouts give files by; a layout may know more."""
-
 _FIELDS = {"epoch", "epochs_finished", "global_step", "stage", "stage_number", "metric", "metric_name"}
 
 
@@ -128,10 +125,10 @@ class Layout:
             epoch=moment.progress.epochs_finished - 1,
             epochs_finished=moment.progress.epochs_finished,
             global_step=moment.progress.global_step,
-            stage=moment.progress.stage or "",
+            stage=_in_a_name(moment.progress.stage),
             stage_number=moment.stage_number,
             metric=moment.metric,
-            metric_name=moment.monitor or "",
+            metric_name=_in_a_name(moment.monitor),
         )
 
     def roles_of(self, file_name: str) -> tuple[str, ...]:
@@ -187,11 +184,16 @@ class Layout:
             ) from error
 
 
+def _in_a_name(text: str | None) -> str:
+    """Text for a file name: "val/f1" must not lead into another folder."""
+    return re.sub(r"[/\\\0]", "_", text or "").lstrip(".")
+
+
 @lru_cache(maxsize=256)
 def _pattern(template: str) -> re.Pattern[str]:
     """What file names a template makes."""
     parts = []
-    for literal, name, spec, _ in Formatter().parse(template):
+    for literal, name, _, _ in Formatter().parse(template):
         parts.append(re.escape(literal))
         if name is None:
             continue
@@ -201,5 +203,4 @@ def _pattern(template: str) -> re.Pattern[str]:
             parts.append(r"(?:-?\d+(?:\.\d+)?(?:e[+-]?\d+)?|nan|-?inf)")
         else:
             parts.append(r"[^/]*?")
-        del spec
     return re.compile("".join(parts))
