@@ -9,11 +9,13 @@ import torch
 from torch import nn
 
 import ckptcore
+from ckptcore.cli.listing import list_folder
 from ckptcore.comparing import better_when, compare, plot
 from ckptcore.errors import UsageError
+from ckptcore.layouts import plain
 from ckptcore.weights import model_digest
 
-STAGES = [(5, "stage1", 1_049_601, 0.62), (12, "stage2", 16_014_337, 0.78), (40, "stage3", 23_112_705, 0.81)]
+STAGES = [(4, "stage1", 262_657, 0.62), (11, "stage2", 7_340_033, 0.78), (31, "stage3", 19_456_001, 0.81)]
 
 
 def weights(seed=0):
@@ -24,7 +26,7 @@ def weights(seed=0):
 @pytest.fixture
 def staged(tmp_path):
     """The first layout: a checkpoint at each stage's end, and the best one between them."""
-    epochs = [*STAGES, (27, "stage3", 23_112_705, 0.84)]
+    epochs = [*STAGES, (23, "stage3", 19_456_001, 0.84)]
     for epoch, stage, learnable, f1 in epochs:
         state = {
             "epoch": epoch,
@@ -36,23 +38,23 @@ def staged(tmp_path):
         }
         name = (
             f"checkpoint_epoch{epoch:02d}_{stage}_f1_{f1:.4f}.pth"
-            if epoch != 27
+            if epoch != 23
             else "best_model_f1_0.8400.pth"
         )
         ckptcore.save(
             tmp_path / name,
             state,
-            {"epoch_counts": "finished", "roles": ["best" if epoch == 27 else "stage"]},
+            {"epoch_counts": "finished", "roles": ["best" if epoch == 23 else "stage"]},
         )
     return tmp_path
 
 
 def test_row_1_7_the_progression_is_told_stage_by_stage(staged):
     found = compare([staged], "f1")
-    assert [row.epochs_finished for row in found.rows] == [5, 12, 27, 40]
+    assert [row.epochs_finished for row in found.rows] == [4, 11, 23, 31]
     assert [row.stage for row in found.rows] == ["stage1", "stage2", "stage3", "stage3"]
-    assert [row.learnable_parameters for row in found.rows] == [1_049_601, 16_014_337, 23_112_705, 23_112_705]
-    assert [row.threshold for row in found.rows] == pytest.approx([0.35, 0.42, 0.57, 0.7])
+    assert [row.learnable_parameters for row in found.rows] == [262_657, 7_340_033, 19_456_001, 19_456_001]
+    assert [row.threshold for row in found.rows] == pytest.approx([0.34, 0.41, 0.53, 0.61])
     assert found.rows[0].metrics == {"f1": 0.62, "sensitivity": 0.67, "specificity": 0.52, "accuracy": 0.62}
     assert (
         found.best is not None
@@ -100,12 +102,24 @@ def series(folder, values, metric="val_auc"):
         ([float("nan")] * 2, None, None),
         ([0.3, 0.3, 0.1], None, 1),
         ([0.3, 0.1, 0.1], "min", 2),
-        ([float("-inf"), 0.1, float("inf")], None, 3),
+        ([float("-inf"), 0.1, float("inf")], None, 2),
+        ([float("inf"), 0.1, float("-inf")], "min", 2),
+        ([float("inf")], None, None),
     ],
 )
-def test_nan_is_never_the_best_and_ties_keep_the_earlier(tmp_path, values, mode, best):
+def test_nan_and_infinities_are_never_the_best_and_ties_keep_the_earlier(tmp_path, values, mode, best):
     found = compare([series(tmp_path, values)], "val_auc", mode=mode)
     assert (found.best.epochs_finished if found.best else None) == best
+
+
+def test_the_best_is_the_one_that_the_manager_keeps(tmp_path):
+    with ckptcore.CheckpointManager(tmp_path, plain("val_auc", "max", last=9)) as manager:
+        for epoch, value in enumerate((0.2, float("inf"), 0.7, 0.7, float("nan"), 0.6)):
+            manager.step({"model_state_dict": weights(epoch)}, epoch=epoch, metrics={"val_auc": value})
+    kept = ckptcore.read_header(tmp_path / "best.pt")
+    found = compare([tmp_path / f"epoch_{number}.pt" for number in range(1, 7)], "val_auc")
+    assert found.best is not None and found.best.epochs_finished == kept.epochs_finished == 3
+    assert [item.names for item in list_folder(tmp_path).items if item.best] == [("epoch_3.pt", "best.pt")]
 
 
 def test_without_a_metric_a_usual_one_that_all_have_is_taken(tmp_path):
@@ -135,7 +149,7 @@ def test_a_damaged_file_is_a_row_with_its_problem(staged):
     found = compare([staged], "f1")
     [bad] = [row for row in found.rows if row.problem]
     assert bad.name == path.name and "is damaged" in (bad.problem or "")
-    assert found.rows[-1] is bad and found.best is not None and found.best.epochs_finished == 40
+    assert found.rows[-1] is bad and found.best is not None and found.best.epochs_finished == 31
 
 
 def test_what_makes_no_sense_is_said(staged, tmp_path):

@@ -17,43 +17,45 @@ def put(path, size):
 @pytest.fixture
 def saved_models(tmp_path):
     for epoch in (5, 10, 15):
-        put(tmp_path / "xray" / f"resnet50_epoch_{epoch}.pth", 100_000)
-    os.link(tmp_path / "xray" / "resnet50_epoch_15.pth", tmp_path / "xray" / "resnet50_best.pth")
-    put(tmp_path / "xray" / "resnet50_v1.1.0_best.pth", 50_000)
-    put(tmp_path / "xray" / "resnet50_v1.1.0_best.json", 500)
-    put(tmp_path / "xray" / "training_history.json", 2_000)
-    put(tmp_path / "mri" / "unet_best.pth", 80_000)
-    put(tmp_path / "mri" / "deep" / "unet_latest.pth", 70_000)
-    put(tmp_path / "exports" / "xray_onnx.onnx", 30_000)
-    put(tmp_path / "exports" / "ensemble_traced.pt", 20_000)
+        put(tmp_path / "thorax" / f"resnet50_epoch_{epoch}.pth", 100_000)
+    os.link(tmp_path / "thorax" / "resnet50_epoch_15.pth", tmp_path / "thorax" / "resnet50_best.pth")
+    put(tmp_path / "thorax" / "resnet50_v1.1.0_best.pth", 50_000)
+    put(tmp_path / "thorax" / "resnet50_v1.1.0_best.json", 500)
+    put(tmp_path / "thorax" / "training_history.json", 2_000)
+    put(tmp_path / "head" / "unet_best.pth", 80_000)
+    put(tmp_path / "head" / "deep" / "unet_latest.pth", 70_000)
+    put(tmp_path / "exports" / "thorax_onnx.onnx", 30_000)
+    put(tmp_path / "exports" / "mixture_traced.pt", 20_000)
     put(tmp_path / "README.md", 100)
     return tmp_path
 
 
 def test_row_4_11_disk_use_is_told_by_modality_and_kind(saved_models):
     found = disk_usage(saved_models)
-    assert [row.name for row in found.rows] == [".", "exports", "mri", "xray"]
+    assert [row.name for row in found.rows] == [".", "exports", "head", "thorax"]
     by_name = {row.name: row for row in found.rows}
-    xray = by_name["xray"]
-    assert {kind: xray.kinds[kind].files for kind in KINDS} == {
+    thorax = by_name["thorax"]
+    assert {kind: thorax.kinds[kind].files for kind in KINDS} == {
         "best": 1, "periodic": 3, "versions": 2, "exports": 0, "other": 1,
     }  # fmt: skip
-    assert xray.apparent_bytes == 4 * 100_000 + 50_500 + 2_000
-    assert by_name["mri"].kinds["best"].apparent_bytes == 80_000
-    assert by_name["mri"].kinds["periodic"].apparent_bytes == 70_000
+    assert thorax.apparent_bytes == 4 * 100_000 + 50_500 + 2_000
+    assert by_name["head"].kinds["best"].apparent_bytes == 80_000
+    assert by_name["head"].kinds["periodic"].apparent_bytes == 70_000
     assert by_name["exports"].kinds["exports"].files == 2
     assert by_name["."].kinds["other"].files == 1
 
 
 def test_row_4_11_names_of_one_file_cost_its_bytes_once(saved_models):
-    xray = {row.name: row for row in disk_usage(saved_models).rows}["xray"]
-    one = os.stat(saved_models / "xray" / "resnet50_epoch_5.pth").st_blocks * 512
-    assert xray.kinds["best"].real_bytes == one
-    assert xray.kinds["periodic"].real_bytes == 2 * one and xray.kinds["periodic"].apparent_bytes == 300_000
+    thorax = {row.name: row for row in disk_usage(saved_models).rows}["thorax"]
+    one = os.stat(saved_models / "thorax" / "resnet50_epoch_5.pth").st_blocks * 512
+    assert thorax.kinds["best"].real_bytes == one
+    assert (
+        thorax.kinds["periodic"].real_bytes == 2 * one and thorax.kinds["periodic"].apparent_bytes == 300_000
+    )
 
 
 def test_the_total_is_what_du_says(saved_models):
-    os.link(saved_models / "mri" / "unet_best.pth", saved_models / "exports" / "unet_best.pth")
+    os.link(saved_models / "head" / "unet_best.pth", saved_models / "exports" / "unet_best.pth")
     folders = sum(os.stat(where).st_blocks * 512 for where, _, _ in os.walk(saved_models))
     said = subprocess.run(
         ["du", "-s", "--block-size=512", saved_models], capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""Rows of section 3 that need no Lightning: the folder, its JSON files, the tracker."""
+"""Run folders without Lightning: the folder, its JSON files, the tracker. Test names give the requirement."""
 
 import dataclasses
 import enum
@@ -50,7 +50,7 @@ MINIMAL = {
     "num_epochs_trained": (int, NONE),
     "early_stopping_triggered": bool,
 }
-TEST_RESULTS = {"test_loss": 0.234, "test_f1": 0.851, "test_accuracy": 0.89, "test_precision": 0.88}
+TEST_RESULTS = {"test_loss": 0.412, "test_f1": 0.698, "test_accuracy": 0.77, "test_precision": 0.64}
 
 
 def fits(value, schema):
@@ -78,7 +78,7 @@ def read(path):
 @pytest.fixture
 def run(tmp_path):
     return BinaryClassificationCheckpointManager(
-        data_folder=tmp_path, model_name="resnet18", loss_function="weighted_bce"
+        data_folder=tmp_path, model_name="convnext", loss_function="soft_dice"
     )
 
 
@@ -89,20 +89,20 @@ def frozen(monkeypatch):
     class Clock(datetime):
         @classmethod
         def now(cls, tz=None):
-            return datetime(2025, 2, 12, 14, 30, 45, 123456, tzinfo=UTC).astimezone(tz)
+            return datetime(2026, 7, 3, 9, 8, 7, 650_000, tzinfo=UTC).astimezone(tz)
 
     monkeypatch.setattr(runfolders, "datetime", Clock)
 
 
 def test_row_3_1_the_folder_is_named_by_start_model_and_loss_below_nested_roots(tmp_path, frozen):
-    run = CheckpointManager("flares/binary_classification", tmp_path, "resnet18", "weighted_bce")
-    below = "checkpoints/flares/binary_classification/2025-02-12_14-30-45_resnet18_weighted_bce"
+    run = CheckpointManager("flares/binary_classification", tmp_path, "convnext", "soft_dice")
+    below = "checkpoints/flares/binary_classification/2026-07-03_09-08-07_convnext_soft_dice"
     assert run.directory == tmp_path / below and run.directory.is_dir()
 
 
 def test_row_3_1_of_two_runs_in_the_same_second_the_second_ends_in_2(tmp_path, frozen):
     folders = [CheckpointManager("a", tmp_path, "m", "l").directory for _ in range(3)]
-    assert [folder.name.removeprefix("2025-02-12_14-30-45") for folder in folders] == [
+    assert [folder.name.removeprefix("2026-07-03_09-08-07") for folder in folders] == [
         "_m_l",
         "_m_l_2",
         "_m_l_3",
@@ -130,7 +130,7 @@ def test_row_3_1_a_root_that_leads_out_of_the_data_folder_is_refused(tmp_path, r
 )
 def test_row_3_1_names_of_models_make_no_folders_of_their_own(tmp_path, frozen, name, part):
     run = CheckpointManager("a", tmp_path, name, "focal")
-    assert run.directory == tmp_path / f"checkpoints/a/2025-02-12_14-30-45_{part}_focal"
+    assert run.directory == tmp_path / f"checkpoints/a/2026-07-03_09-08-07_{part}_focal"
     assert read(run.save_training_metadata())["model_name"] == name
 
 
@@ -148,14 +148,14 @@ def test_row_3_1_a_data_folder_that_cannot_be_written_says_so(tmp_path):
 
 def test_row_3_2_the_four_files_have_the_pages_fields_and_types(run):
     metadata = {
-        "best_epoch": 42,
-        "best_val_f1": 0.847,
-        "num_epochs_trained": 43,
+        "best_epoch": 17,
+        "best_val_f1": 0.713,
+        "num_epochs_trained": 23,
         "early_stopping_triggered": True,
     }
     summary = read(run.save_training_metadata({**metadata, "test_results": TEST_RESULTS}))
     report = read(run.save_classification_report({"test_metrics": TEST_RESULTS}))
-    minimal = read(run.save_minimal_logging(42, 0.847, "val_f1", 43, True))
+    minimal = read(run.save_minimal_logging(17, 0.713, "val_f1", 23, True))
     assert fits(summary, SUMMARY) and fits(report, REPORT) and fits(minimal, MINIMAL)
     assert {key: summary[key] for key in metadata} == {key: minimal[key] for key in metadata} == metadata
     assert summary["test_results"] == report["test_metrics"] == TEST_RESULTS
@@ -186,9 +186,9 @@ def test_row_3_2_the_best_is_called_by_its_metric(run):
 
 def test_row_3_2_a_loop_that_is_not_lightnings_saves_its_best_here_too(run):
     with Writer(run.directory, layouts.run_folder("val_f1", "max", latest=False)) as writer:
-        for epoch, score in enumerate((0.2, 0.5, 0.847, 0.6)):
+        for epoch, score in enumerate((0.2, 0.5, 0.713, 0.6)):
             writer.step({"model_state_dict": {"w": torch.ones(2)}}, epoch=epoch, metrics={"val_f1": score})
-    assert [path.name for path in run.directory.glob("*.ckpt")] == ["best-epoch02-val_f1-0.847.ckpt"]
+    assert [path.name for path in run.directory.glob("*.ckpt")] == ["best-epoch02-val_f1-0.713.ckpt"]
 
 
 def test_row_3_3_a_manager_is_specialised_by_one_line(tmp_path):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,27 +16,28 @@ import pytest
 import torch
 
 from ckptcore import CheckpointManager, load, verify
-from ckptcore.layouts import plain
+from ckptcore.layouts import plain, trainer_node
 from ckptcore.rules import EveryEpochs
 from ckptcore.signals import SignalFlag, TrainingInterrupted
 
 LOOP = """
 import sys, time, torch
 from ckptcore import CheckpointManager, manager
-from ckptcore.layouts import plain
+from ckptcore.layouts import plain, trainer_node
 from ckptcore.rules import EveryEpochs
 write = manager.write
+begun = 0
 def slow(*args):
-    if sys.argv[2] == "slow" and done > 3:
+    global begun
+    begun += 1  # writes, not epochs: the loop may be further than its writer
+    if sys.argv[2] == "slow" and begun > 3:
         time.sleep(30)
     return write(*args)
 manager.write = slow
-done = 0
 every = EveryEpochs(1 if sys.argv[2] == "slow" else 1000)
 with CheckpointManager(sys.argv[1], plain(), save=every) as m:
     m.resume()
     for epoch in range(100000):
-        done = epoch + 1
         print("epoch", epoch + 1, flush=True)
         m.step({"model_state_dict": {"w": torch.full((3,), float(epoch + 1))}}, epoch=epoch)
         time.sleep(0.002)
@@ -163,6 +166,58 @@ def test_two_managers_both_hear_of_a_signal_and_may_close_in_any_order(tmp_path:
     assert second.stop_requested and not first.stop_requested
     second.close()
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_layout_told_to_keep_no_latest_still_saves_on_a_signal(tmp_path: Path) -> None:
+    layout = trainer_node(100, latest=False)
+    with pytest.raises(TrainingInterrupted), CheckpointManager(tmp_path, layout) as manager:
+        manager.step(state(), epoch=0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        manager.step(state(), epoch=1)
+    assert load(tmp_path / "checkpoint_epoch_2.pt").epochs_finished == 2
+
+
+def test_a_signal_after_the_last_step_ends_the_process_when_the_manager_closes(tmp_path: Path) -> None:
+    manager = CheckpointManager(tmp_path)
+    manager.step(state(), epoch=0)
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(TrainingInterrupted) as caught:
+        manager.close()
+    assert caught.value.code == 143
+    CheckpointManager(tmp_path).close()
+
+
+def test_a_loop_that_asks_and_stops_by_itself_closes_quietly(tmp_path: Path) -> None:
+    with CheckpointManager(tmp_path) as manager:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert manager.stop_requested
+
+
+def test_a_forked_child_ends_by_a_signal_as_if_there_were_no_manager(tmp_path: Path) -> None:
+    forking = multiprocessing.get_context("fork")
+    begun = forking.Event()
+
+    def work() -> None:
+        begun.set()
+        time.sleep(60)
+
+    with CheckpointManager(tmp_path):
+        child = forking.Process(target=work)
+        child.start()
+        assert begun.wait(20)
+        child.terminate()
+        child.join(20)
+        assert child.exitcode == -signal.SIGTERM
+
+
+def test_a_loop_may_change_its_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with CheckpointManager("run") as manager:
+        os.chdir("elsewhere")
+        manager.step(state(), epoch=0)
+    assert (tmp_path / "run" / "latest.pt").exists()
+    assert not any((tmp_path / "elsewhere").iterdir())
 
 
 def test_a_handler_that_somebody_set_meanwhile_is_left_alone() -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import ckptcore
-from ckptcore import durable
+from ckptcore import durable, versions
 from ckptcore.archive import archive
 from ckptcore.errors import (
     CheckpointError,
@@ -30,7 +30,7 @@ from ckptcore.errors import (
 from ckptcore.exporting import export_weights
 from ckptcore.versions import check_version, list_versions, pinned_names, promote
 
-HYPERPARAMETERS = {"batch_size": 32, "learning_rate": 1e-4, "epochs": 30, "head": [2048, 512]}
+HYPERPARAMETERS = {"crop": 176, "weight_decay": 0.02, "flips": True, "head": [96, 12]}
 
 
 def save(path, seed=0, width=4, **more):
@@ -40,12 +40,13 @@ def save(path, seed=0, width=4, **more):
         "epoch": 9,
         "global_step": 100,
         "model_state_dict": model.state_dict(),
-        "val_auc": 0.873,
+        "val_auc": 0.791,
+        "best_metric": 0.791,
         "hyperparameters": HYPERPARAMETERS,
-        "timestamp": "2025-11-13T23:30:00-05:00",
+        "timestamp": "2026-03-30T22:15:00-04:00",
         **more,
     }
-    return ckptcore.save(path, state, {"run_key": "r1", "metrics": {"test_auc": 0.865}})
+    return ckptcore.save(path, state, {"run_key": "r1", "metrics": {"test_auc": 0.776}})
 
 
 @pytest.fixture
@@ -65,17 +66,17 @@ def test_row_4_10_promote_makes_a_read_only_version_with_its_card(best, tmp_path
     promote(best, version="1.0.0")
     save(best, seed=1)
     card = promote(
-        best, bump="minor", notes="weighted loss", dataset="NIH ChestX-ray14 v2", model_name="xray_resnet50"
+        best, bump="minor", notes="longer warm-up", dataset="clinic A, 2024", model_name="thorax_net"
     )
     version = tmp_path / "resnet50_v1.1.0_best.pth"
     assert card.path == version and version.read_bytes() == best.read_bytes()
     assert version.stat().st_ino != best.stat().st_ino and version.stat().st_nlink == 1
     told = json.loads((tmp_path / "resnet50_v1.1.0_best.json").read_text())
-    assert told["model_name"] == "xray_resnet50" and told["version"] == "1.1.0"
-    assert told["dataset"] == "NIH ChestX-ray14 v2" and told["notes"] == "weighted loss"
-    assert told["training_date"] == "2025-11-14"
+    assert told["model_name"] == "thorax_net" and told["version"] == "1.1.0"
+    assert told["dataset"] == "clinic A, 2024" and told["notes"] == "longer warm-up"
+    assert told["training_date"] == "2026-03-31"
     assert told["hyperparameters"] == HYPERPARAMETERS
-    assert told["performance"] == {"test_auc": 0.865, "val_auc": 0.873}
+    assert told["performance"] == {"test_auc": 0.776, "val_auc": 0.791}
     assert told["file_name"] == version.name and told["sha256"] == sha256(version)
     assert told["size"] == version.stat().st_size and told["parameters"] == 3 * 4 + 4 + 4 * 2 + 2
     assert told["model_digest"] == ckptcore.read_header(best).model_digest
@@ -199,12 +200,23 @@ def test_a_foreign_file_must_be_imported_first(tmp_path):
 
 def test_hyperparameters_that_json_cannot_say_are_named(tmp_path):
     values = {"weights": torch.ones(3), "key": b"\x00", "nan": float("nan"), 5: (1, 2)}
-    card = promote(save(tmp_path / "a_best.pth", hyperparameters=values, val_loss=float("nan")), bump="minor")
+    card = promote(save(tmp_path / "a_best.pth", hyperparameters=values), bump="minor")
     told = json.loads(card.card_path.read_text())
     assert told["hyperparameters"]["nan"] == "nan" and told["hyperparameters"]["5"] == [1, 2]
     assert "see the checkpoint" in told["hyperparameters"]["weights"]
-    assert told["performance"]["val_loss"] == "nan"
     assert list_versions(tmp_path)[0].hyperparameters == told["hyperparameters"]
+
+
+def test_performance_is_what_this_checkpoint_scored_in_finite_numbers(tmp_path):
+    measured = {"val_loss": float("nan"), "train_loss": float("inf"), "val_auc": 0.5, "val_dice": 0.625}
+    so_far = {"best_metric": 0.75, "best_epoch": 3, "best_val_auc": 0.75, "best_overlap": 0.625}
+    card = promote(save(tmp_path / "a_epoch_5.pth", **measured, **so_far, best_recall=0.25), bump="minor")
+    assert json.loads(card.card_path.read_text())["performance"] == {
+        "best_recall": 0.25,  # told of nowhere else
+        "test_auc": 0.776,
+        "val_auc": 0.5,
+        "val_dice": 0.625,
+    }
 
 
 def test_promoting_needs_no_torch(best):
@@ -283,15 +295,42 @@ def test_overwriting_the_source_in_place_does_not_reach_the_version(best):
     assert check_version(card) == () and ckptcore.verify(card.path).ok
 
 
-def test_a_checkpoint_that_changes_while_it_is_copied_is_not_promoted(best, tmp_path, monkeypatch):
-    real = durable.copy_durable
+@pytest.mark.parametrize("meanwhile", ["replaced", "deleted"])
+def test_a_best_that_is_rotated_while_it_is_copied_is_promoted_as_it_was(
+    best, tmp_path, monkeypatch, meanwhile
+):
+    real, before = durable.copy_durable, best.read_bytes()
 
-    def replaced_before(source, target, mode=None):
-        save(best, seed=9)
+    def rotated_before(source, target, mode=None):
+        best.unlink() if meanwhile == "deleted" else save(best, seed=9)
         real(source, target, mode)
 
-    monkeypatch.setattr(durable, "copy_durable", replaced_before)
-    with pytest.raises(VersionRefused, match="changed while"):
+    monkeypatch.setattr(durable, "copy_durable", rotated_before)
+    card = promote(best, bump="minor")
+    assert card.path.read_bytes() == before and check_version(card) == ()
+
+
+def test_a_best_that_is_gone_once_it_was_opened_is_checked_and_promoted_all_the_same(best, monkeypatch):
+    real = versions.list_versions
+
+    def deleted_before(folder):
+        best.unlink()
+        return real(folder)
+
+    monkeypatch.setattr(versions, "list_versions", deleted_before)
+    assert check_version(promote(best, bump="minor")) == ()
+
+
+def test_a_checkpoint_that_is_overwritten_while_it_is_copied_is_not_promoted(best, tmp_path, monkeypatch):
+    real = durable.copy_durable
+
+    def overwritten_before(source, target, mode=None):
+        with open(best, "r+b") as file:
+            file.write(b"\0" * 1000)
+        real(source, target, mode)
+
+    monkeypatch.setattr(durable, "copy_durable", overwritten_before)
+    with pytest.raises(VersionRefused, match="written to while"):
         promote(best, bump="minor")
     assert os.listdir(tmp_path) == ["resnet50_best.pth"]
 
@@ -328,12 +367,36 @@ def test_what_a_cut_off_promotion_left_is_completed_by_the_same_checkpoint_only(
     promote(best, bump="minor").card_path.unlink()
     assert [card.status for card in list_versions(tmp_path)] == ["incomplete"]
     other = save(tmp_path / "resnet50_epoch_3.pth", seed=3)
-    with pytest.raises(VersionRefused, match="another content"):
-        promote(other, bump="minor")
+    with pytest.raises(
+        VersionRefused, match=rf"another content.*rm -f {tmp_path}/resnet50_v1\.0\.0_best\.pth$"
+    ):
+        promote(other, version="1.0.0")
     inode = (tmp_path / "resnet50_v1.0.0_best.pth").stat().st_ino
     card = promote(best, bump="minor", notes="again")
     assert card.path.stat().st_ino == inode and check_version(card) == ()
     assert [(c.status, c.notes) for c in list_versions(tmp_path)] == [("whole", "again")]
+
+
+@pytest.mark.parametrize(
+    ("bump", "suffix", "expected"),
+    [
+        ("major", "pth", "2.0.0"),
+        ("minor", "pth", "1.1.0"),
+        ("patch", "pth", "1.0.1"),
+        ("minor", "pt", "1.1.0"),
+    ],
+)
+def test_a_bump_passes_over_what_a_cut_off_promotion_of_another_checkpoint_left(
+    best, tmp_path, caplog, bump, suffix, expected
+):
+    promote(best, bump="minor").card_path.unlink()
+    other = save(tmp_path / f"resnet50_epoch_3.{suffix}", seed=3)
+    card = promote(other, bump=bump)
+    assert card.version == expected and card.parent is None and "1.0.0 is passed over" in caplog.text
+    assert [(c.version, c.status) for c in list_versions(tmp_path)] == [
+        ("1.0.0", "incomplete"),
+        (expected, "whole"),
+    ]
 
 
 KILLED = """

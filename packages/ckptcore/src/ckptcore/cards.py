@@ -7,7 +7,6 @@ the same checkpoint to the same number again completes it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -16,12 +15,28 @@ from pathlib import Path
 from typing import Any
 
 from ckptcore.errors import CheckpointError, UsageError
+from ckptcore.hashing import file_sha256
 from ckptcore.loading import read_header
 from ckptcore.semver import SUFFIXES, Semver, VersionName, split_name
 
 CARD_SUFFIX = ".json"
 MAX_CARD = 16 << 20
 _BESIDE = ("directory", "status")
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(
+        ("model_name", "version", "dataset", "notes", "file_name", "sha256", "architecture_digest"), (str,)
+    ),
+    **dict.fromkeys(("source_name", "created", "ckptcore_version"), (str,)),
+    **dict.fromkeys(("training_date", "model_digest", "run_key"), (str, type(None))),
+    **dict.fromkeys(("size", "parameters"), (int,)),
+    **dict.fromkeys(("hyperparameters", "performance"), (dict,)),
+    "epochs_finished": (int, type(None)),
+    "parent": (dict, type(None)),
+}
+_PARENT_TYPES: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("version", "sha256"), (str,)),
+    "model_digest": (str, type(None)),
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +54,7 @@ class VersionCard:
 
     Attributes:
         training_date: day on which the checkpoint was written (UTC, ISO 8601).
-        performance: metrics by name; NaN and infinities as text.
+        performance: the finite metrics by name.
         sha256: digest of the whole file.
         model_digest: digest of the model's tensors; names the model in whatever file it sits.
         architecture_digest: digest of the names and shapes of the model's tensors.
@@ -127,18 +142,22 @@ def read_card(path: Path) -> VersionCard:
 
 def _decoded(found: Any, path: Path) -> VersionCard:
     values = {f.name: found[f.name] for f in fields(VersionCard) if f.name not in _BESIDE}
-    texts = ("model_name", "version", "dataset", "notes", "file_name", "sha256", "architecture_digest")
-    wrong = [name for name in texts if not isinstance(values[name], str)]
-    wrong += [name for name in ("size", "parameters") if type(values[name]) is not int]
-    wrong += [name for name in ("hyperparameters", "performance") if not isinstance(values[name], dict)]
-    if wrong:
-        raise ValueError(f"{wrong[0]} is of another type")
+    _check_types(values, _TYPES)
+    _check_types(values["performance"], dict.fromkeys(values["performance"], (int, float, str)))
     if values["parent"] is not None:
-        values["parent"] = ParentVersion(**{f.name: values["parent"][f.name] for f in fields(ParentVersion)})
+        parent = {f.name: values["parent"][f.name] for f in fields(ParentVersion)}
+        _check_types(parent, _PARENT_TYPES)
+        values["parent"] = ParentVersion(**parent)
     name = split_name(values["file_name"])
     if name is None or str(name.version) != values["version"] or name.stem + CARD_SUFFIX != path.name:
         raise ValueError(f"it speaks of {values['file_name']!r}, version {values['version']!r}")
     return VersionCard(**values, directory=path.parent)
+
+
+def _check_types(values: Mapping[str, Any], types: Mapping[str, tuple[type, ...]]) -> None:
+    wrong = next((name for name, allowed in types.items() if type(values[name]) not in allowed), None)
+    if wrong is not None:
+        raise ValueError(f"{wrong} is of another type")
 
 
 def list_versions(directory: str | os.PathLike[str]) -> list[VersionCard]:
@@ -182,7 +201,7 @@ def check_version(card: VersionCard) -> tuple[str, ...]:
         return (f"the card of {card.file_name} cannot be read",)
     try:
         with open(card.path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = file_sha256(file.fileno())
     except OSError as error:
         return (f"{card.file_name}: {error.strerror}",)
     return () if digest == card.sha256 else (f"{card.file_name} is not the file that was promoted",)

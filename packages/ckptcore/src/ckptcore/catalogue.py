@@ -10,8 +10,10 @@ from pathlib import Path
 from ckptcore.errors import CheckpointError, UsageError
 from ckptcore.header import Header
 from ckptcore.loading import read_header
+from ckptcore.semver import SUFFIXES as NATIVE
 
-SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
+SUFFIXES = (*NATIVE, ".safetensors")
+"""The endings of the files that are looked at: those of native checkpoints, and safetensors."""
 
 
 @dataclass(frozen=True)

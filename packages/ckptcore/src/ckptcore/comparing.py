@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from ckptcore.catalogue import SUFFIXES
 from ckptcore.errors import CheckpointError, UsageError
 from ckptcore.header import Header
 from ckptcore.loading import load, read_header
+from ckptcore.rules import Mode, finite_score, improves
 
 MODES = ("min", "max")
 # Names, or parts of names between "_", "-" and "/", of what is better when it is smaller.
@@ -160,10 +160,14 @@ def _usual_metric(rows: Sequence[Row]) -> str | None:
 
 
 def _best(rows: Sequence[Row], metric: str, mode: str) -> Row | None:
-    """NaN never counts; of equals the earlier one, which is the first in order."""
-    sign = 1.0 if mode == "max" else -1.0
-    scored = [row for row in rows if not math.isnan(row.metrics.get(metric, math.nan))]
-    return max(scored, key=lambda row: sign * row.metrics[metric], default=None)
+    """As the manager chooses: NaN and infinities never count; of equals the earlier one, first in order."""
+    best, highest = None, None
+    direction: Mode = "max" if mode == "max" else "min"
+    for row in rows:
+        value = finite_score(row.metrics, metric)
+        if value is not None and improves(value, highest, direction):
+            best, highest = row, value
+    return best
 
 
 def _row(path: Path) -> Row:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ckptcore.cards import CARD_SUFFIX
 from ckptcore.errors import UsageError
-from ckptcore.semver import SUFFIXES, split_name
+from ckptcore.kinds import BEST, EXPORT, OTHER, PERIODIC, ROLES, VERSION, kind_of_name
+from ckptcore.semver import SUFFIXES, is_version
 
 KINDS = ("best", "periodic", "versions", "exports", "other")
 _BLOCK = 512
-_EXPORTS = (".onnx", ".safetensors", ".torchscript", ".engine")
-_EXPORT_WORD = re.compile(r"(torchscript|onnx|traced|scripted)", re.IGNORECASE)
-_BEST = re.compile(r"(^|[-_])best([-_.]|$)", re.IGNORECASE)
-_PERIODIC = re.compile(
-    r"(^|[-_])(epoch|step|stage|latest|last|final|checkpoint|ckpt)([-_.=]?\d*[-_.]|$)", re.IGNORECASE
-)
+_ROW_OF = {
+    **dict.fromkeys((*ROLES, PERIODIC), "periodic"),
+    **{BEST: "best", VERSION: "versions", EXPORT: "exports"},
+}
 # A file with several names counts under the one that says most about why it must stay.
 _ORDER = ("versions", "best", "exports", "periodic", "other")
 
@@ -91,16 +89,10 @@ def disk_usage(root: str | os.PathLike[str]) -> DiskUsage:
 def kind_of(path: Path) -> str:
     """What a file is for, by its name and folder: one of `KINDS`."""
     name = path.name
-    card_of = name.removesuffix(CARD_SUFFIX) + SUFFIXES[0]
-    if split_name(name) or (name.endswith(CARD_SUFFIX) and split_name(card_of)):
+    if name.endswith(CARD_SUFFIX) and is_version(name.removesuffix(CARD_SUFFIX) + SUFFIXES[0]):
         return "versions"
-    if name.endswith(_EXPORTS) or "exports" in path.parts or _EXPORT_WORD.search(name):
-        return "exports"
-    if not name.endswith(SUFFIXES):
-        return "other"
-    if _BEST.search(name):
-        return "best"
-    return "periodic" if _PERIODIC.search(name) else "other"
+    found = _ROW_OF.get(kind_of_name(name), OTHER)
+    return "exports" if found != "versions" and "exports" in path.parts else found
 
 
 def _files(entry: os.DirEntry[str], top: Path) -> Iterator[_File]:

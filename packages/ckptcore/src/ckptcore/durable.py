@@ -18,6 +18,9 @@ from ckptcore.errors import DiskFull, FolderNotWritable
 
 TEMPORARY_PREFIX = ".ckptcore-"
 TEMPORARY_SUFFIX = ".tmp"
+_in_flight: set[str] = set()
+"""Temporary files that this process is writing, perhaps in another thread."""
+
 _FICLONE = 0x40049409
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -31,7 +34,9 @@ def is_temporary(name: str) -> bool:
 
 def temporary_beside(target: Path) -> Path:
     """A fresh name for an unfinished file in the folder of its target."""
-    return target.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+    path = target.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+    _in_flight.add(str(path))
+    return path
 
 
 def free_bytes(folder: Path) -> int:
@@ -99,6 +104,7 @@ def require_writable(folder: Path) -> None:
     try:
         os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         os.unlink(probe)
+        _in_flight.discard(str(probe))
     except OSError as error:
         raise FolderNotWritable(
             f"cannot write to {folder}: {error.strerror}. Ask for write permission, or give another folder."
@@ -230,6 +236,7 @@ def replace(source: Path, target: Path) -> None:
     os.replace(source, target)
     if source.exists():
         os.unlink(source)
+    _in_flight.discard(str(source))
 
 
 def copy_durable(source: Path, target: Path, mode: int | None = None) -> None:
@@ -291,6 +298,7 @@ def _link_or_rename(temporary: Path, target: Path) -> None:
         os.rename(temporary, target)
     else:
         os.unlink(temporary)
+    _in_flight.discard(str(temporary))
 
 
 def remove(path: Path) -> None:
@@ -303,6 +311,7 @@ def remove_quietly(path: Path) -> None:
     """Delete a temporary file as far as that can be done; it is swept away later otherwise."""
     with suppress(OSError):
         os.unlink(path)
+    _in_flight.discard(str(path))
 
 
 def move(source: Path, target: Path) -> None:
@@ -327,11 +336,26 @@ def move(source: Path, target: Path) -> None:
 
 def sweep(folder: Path) -> list[Path]:
     """Delete the temporary files that killed writers left in a folder. Only the holder of its lock may call
-    this.
+    this; what somebody else is writing (a promotion, a file saved by hand) stays.
     """
     gone = []
     for entry in os.scandir(folder):
-        if is_temporary(entry.name) and entry.is_file(follow_symlinks=False):
+        left = is_temporary(entry.name) and entry.is_file(follow_symlinks=False)
+        if left and entry.path not in _in_flight and not _is_being_written(entry.name):
             remove_quietly(Path(entry.path))
             gone.append(Path(entry.path))
     return gone
+
+
+def _is_being_written(name: str) -> bool:
+    """Whether another living process of this machine gave a temporary file its name."""
+    number = name.removeprefix(TEMPORARY_PREFIX).split("-", 1)[0]
+    if not number.isdigit() or len(number) > 9 or int(number) in (0, os.getpid()):
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

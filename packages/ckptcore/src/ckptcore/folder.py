@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from ckptcore import durable
@@ -15,6 +16,8 @@ HIDDEN = ".ckptcore"
 _POLICY = "policy.json"
 _PINS = "pins.json"
 MAX_BYTES = 1 << 20
+_NAMES = ("metric", "mode", "history_file")
+"""What may be missing from a recorded policy, and is text where it is there."""
 
 
 def hidden(directory: Path) -> Path:
@@ -43,7 +46,14 @@ def read_policy(directory: Path) -> Layout | None:
         UsageError: the record was changed by hand into something else.
     """
     found = _read(hidden(directory) / _POLICY)
-    return None if found is None else Layout.from_policy(found)
+    if found is None:
+        return None
+    wrong = [name for name in _NAMES if not isinstance(found.get(name), (str, NoneType))]
+    if wrong:
+        raise UsageError(
+            f"the recorded policy has no name under {wrong[0]!r}; open the folder with its manager again."
+        )
+    return Layout.from_policy(found)
 
 
 def read_pins(directory: Path) -> dict[str, str]:

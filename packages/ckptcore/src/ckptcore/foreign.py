@@ -148,7 +148,7 @@ def _torch_load(data: bytes, path: Path, map_location: Any) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = torch.load(io.BytesIO(data), map_location=map_location, weights_only=True)
-    except CheckpointError:
+    except (CheckpointError, MemoryError):
         raise
     except Exception as error:
         # The bytes are a stranger's and the parser is torch's: whatever it raises means that the file was not

@@ -27,6 +27,7 @@ from ckptcore.foreign_values import (
     Name,
     Store,
     Tuple,
+    is_expanded,
     lies_within,
 )
 from ckptcore.plain import MAX_DEPTH, MAX_TUPLE_KEYS, is_quick_key
@@ -259,7 +260,15 @@ class Survey:
 
 def _may_call(survey: Survey, path: str, arguments: tuple[Any, ...]) -> bool:
     if path in REBUILD:
-        return len(arguments) in (REBUILD[path], REBUILD[path] + 1) and lies_within(path, arguments)
+        if len(arguments) not in (REBUILD[path], REBUILD[path] + 1) or not lies_within(path, arguments):
+            return False
+        if is_expanded(path, arguments):
+            raise PickleRefused(
+                f"a tensor of shape {tuple(arguments[2])} has more elements than are stored for it (an "
+                "expanded view). Save it again where it was made, with .contiguous() or .clone()",
+                tuple(survey.names),
+            )
+        return True
     if path == "torch._utils._rebuild_parameter":
         return len(arguments) == 3 and isinstance(arguments[0], Made) and arguments[0].kind in REBUILD
     if path == "collections.OrderedDict":

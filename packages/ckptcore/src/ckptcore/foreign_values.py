@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from ckptcore.dtypes import DTYPE_OF_STORAGE, ITEM_SIZE, is_possible
@@ -83,13 +84,27 @@ def lies_within(path: str, arguments: tuple[Any, ...]) -> bool:
         or any(type(n) is not int or not 0 <= n < 1 << 56 for n in numbers)
     ):
         return False
-    elements = storage.elements
-    if path.endswith("v3"):
-        kind = arguments[6]
-        if not isinstance(kind, Name) or kind.path not in DTYPES:
-            return False
-        elements = elements * ITEM_SIZE[storage.dtype] // ITEM_SIZE[kind.path.removeprefix("torch.")]
+    if path.endswith("v3") and (not isinstance(arguments[6], Name) or arguments[6].path not in DTYPES):
+        return False
+    elements = _elements(path, arguments)
     if 0 in shape:
         return bool(offset <= elements)
     last = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     return bool(offset + last < elements)
+
+
+def is_expanded(path: str, arguments: tuple[Any, ...]) -> bool:
+    """Whether a tensor that lies within its storage has more elements than are stored there.
+
+    Whoever copies it needs memory for all of them, and a file of a kilobyte can ask for any amount.
+    """
+    return prod(arguments[2]) > _elements(path, arguments)
+
+
+def _elements(path: str, arguments: tuple[Any, ...]) -> int:
+    """How many elements of a tensor's own type fit into its storage."""
+    storage: Store = arguments[0]
+    if not path.endswith("v3"):
+        return storage.elements
+    item_size = ITEM_SIZE[arguments[6].path.removeprefix("torch.")]
+    return storage.elements * ITEM_SIZE[storage.dtype] // item_size

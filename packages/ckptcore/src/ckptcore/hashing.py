@@ -104,6 +104,13 @@ class Crew(Generic[Job, Result]):
             thread.join()
 
 
+def file_sha256(fd: int) -> str:
+    """SHA-256 of a whole open file."""
+    with open(os.dup(fd), "rb") as file:
+        file.seek(0)
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def buffer_digests(view: memoryview) -> tuple[int, str]:
     """CRC-32 and SHA-256 of a buffer."""
     crc, sha = 0, hashlib.sha256()
@@ -136,6 +143,8 @@ class Stretch(NamedTuple):
 
 def is_intact(stretch: Stretch) -> bool:
     """Whether a part of a file is what was written; what was read stands in its buffer afterwards."""
+    if stretch.at + stretch.size >= 1 << 63:  # No file is that long, and no offset.
+        return False
     sha = hashlib.sha256()
     scratch = memoryview(bytearray(min(CHUNK, stretch.size))) if stretch.into is None else stretch.into
     done = 0

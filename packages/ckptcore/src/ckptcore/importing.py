@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from ckptcore import durable, foreign, reader, writing
 from ckptcore.errors import DamagedCheckpoint, UnknownFormat, UsageError
+from ckptcore.hashing import file_sha256
 from ckptcore.header import MODEL_KEYS
 from ckptcore.semver import SUFFIXES
 from ckptcore.verifying import verify
@@ -67,7 +67,7 @@ def import_checkpoint(
         if reader.looks_native(fd):
             raise DamagedCheckpoint(source, foreign.why_not_native(fd))
         header, mapping = foreign.load(fd, source, "cpu")
-        digest = _sha256(fd)
+        digest = file_sha256(fd)
     counts = epoch_counts or foreign.epoch_convention(mapping)
     state, renamed = _native_state(header.format, mapping, source)
     origin: dict[str, Any] = {"format": header.format, "file_name": source.name, "sha256": digest}
@@ -118,12 +118,6 @@ def _native_state(
     if MODEL_KEYS[0] not in state:
         raise UnknownFormat(f"{source.name} holds no weights under a key that ckptcore knows.")
     return state, renamed
-
-
-def _sha256(fd: int) -> str:
-    with open(os.dup(fd), "rb") as file:
-        file.seek(0)
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write(target: Path, state: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptcore import foreign, memory, pickled
 from ckptcore.dtypes import numel, torch_dtype
-from ckptcore.errors import DamagedCheckpoint
+from ckptcore.errors import CheckpointError, DamagedCheckpoint
 from ckptcore.hashing import Stretch, intact
 from ckptcore.header import Header
 from ckptcore.plain import Atom, TensorSlot
@@ -57,15 +57,19 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu", *, mmap: bool 
         DamagedCheckpoint: naming every tensor or record that is not what was written.
         RefusedContent: a foreign file that asks for more than data.
         UnknownFormat: it is nothing that ckptcore reads.
+        CheckpointError: it does not fit into memory.
     """
-    with opened(path) as (file, fd):
-        header = find_summary(fd, file)
-        if header is not None:
-            mapping = _load_native(fd, open_native(fd, header), map_location, mmap)
-        elif looks_native(fd):
-            raise DamagedCheckpoint(file, foreign.why_not_native(fd))
-        else:
-            header, mapping = foreign.load(fd, file, map_location)
+    try:
+        with opened(path) as (file, fd):
+            header = find_summary(fd, file)
+            if header is not None:
+                mapping = _load_native(fd, open_native(fd, header), map_location, mmap)
+            elif looks_native(fd):
+                raise DamagedCheckpoint(file, foreign.why_not_native(fd))
+            else:
+                header, mapping = foreign.load(fd, file, map_location)
+    except MemoryError as error:
+        raise CheckpointError(f"{path} does not fit into memory. Load it where there is more.") from error
     return Checkpoint(mapping, header)
 
 

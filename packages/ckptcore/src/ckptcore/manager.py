@@ -67,7 +67,8 @@ class CheckpointManager:
     ) -> None:
         rules = (save,) if isinstance(save, SaveRule) else None if save is None else tuple(save)
         self.layout = (layout or layouts.plain()).with_rules(rules, keep)
-        self.directory = Path(directory) if directory else None
+        # A loop may change its working directory: the folder, and the lock on it, stay where they are.
+        self.directory = Path(directory).absolute() if directory else None
         self.run_key = run_key
         self.total_epochs = total_epochs
         self._given_key = run_key
@@ -113,7 +114,10 @@ class CheckpointManager:
     @property
     def stop_requested(self) -> bool:
         """Whether a signal asked the run to stop; poll it in loops that do not call `step`."""
-        return self._flag.received is not None
+        asked = self._flag.received is not None
+        if asked:
+            self._flag.serve()
+        return asked
 
     def step(
         self,
@@ -165,7 +169,7 @@ class CheckpointManager:
             seconds=self._record.seconds,
             stage=stage,
             stage_end=stage_end,
-            signal=self.stop_requested,
+            signal=self._flag.received is not None,
         )
         self._record.measure(progress)
         self._last = (state, progress)
@@ -179,6 +183,7 @@ class CheckpointManager:
             self._raise_failure()
         # A signal that came within this call may have come too late for it to save: the next one does.
         if progress.signal and self._flag.received is not None:
+            self._flag.serve()
             self._shut()
             raise TrainingInterrupted(self._flag.received)
         return saved
@@ -350,18 +355,23 @@ class CheckpointManager:
         Raises:
             Exception: what the writer thread met.
             DiskFull: the last save failed, and none can follow now.
+            TrainingInterrupted: a signal came after the last step and nobody acted on it: the process ends
+                as it was told to.
         """
         self._shut()
         self._raise_failure()
+        if self._flag.pending is not None:
+            self._flag.serve()
+            raise TrainingInterrupted(self._flag.received or 0)
 
     def _shut(self) -> None:
         self._closed = True
         try:
             self.wait()
         finally:
-            self._flag.restore()
             if self._lease is not None:
                 self._lease.release()
+            self._flag.restore()
 
     def _raise_failure(self) -> None:
         failure, self._failed = self._failed, None
@@ -377,6 +387,7 @@ class CheckpointManager:
         if error is None:
             self.close()
             return
+        self._flag.serve()  # The loop ends anyway, and by its own error.
         for last_step in (self._save_on_exception, self.close):
             try:
                 last_step()

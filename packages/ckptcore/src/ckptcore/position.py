@@ -9,6 +9,9 @@ from typing import Any
 from ckptcore.errors import UsageError
 from ckptcore.rules import Progress
 
+_MAX_COUNT = 1 << 53
+"""Where floats, and so JSON readers, begin to skip whole numbers."""
+
 
 def position(
     epoch: int,
@@ -52,13 +55,15 @@ def _count(what: str, value: Any) -> int:
         number = operator.index(value)
     except TypeError as error:
         raise UsageError(f"expected {what}, a whole number, got {value!r}.") from error
-    if number < 0:
-        raise UsageError(f"expected {what}, got {number}.")
+    if not 0 <= number < _MAX_COUNT:
+        raise UsageError(f"expected {what}, below 2**53, got {number if number < 0 else 'more'}.")
     return number
 
 
 def _number(name: str, value: Any) -> float:
     try:
         return float(value)
+    except OverflowError as error:
+        raise UsageError(f"metric {name!r}: expected a number, got one beyond the range of floats.") from error
     except (TypeError, ValueError) as error:
         raise UsageError(f"metric {name!r}: expected a number, got {type(value).__name__}.") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +9,11 @@ from pathlib import Path
 from ckptcore import durable, folder
 from ckptcore.catalogue import Catalogue, Listed
 from ckptcore.errors import UsageError
+from ckptcore.kinds import LATEST, PERIODIC, VERSION, kind_of_name
 from ckptcore.layouts.layout import Layout
 from ckptcore.lease import Lease
-from ckptcore.rotation import is_version, plan_folder
+from ckptcore.rotation import plan_folder
 from ckptcore.rules import KeepRule, LastK, Nothing
-
-_LATEST = re.compile(r"(?:^|[^a-z])(?:latest|last)(?:[^a-z]|$)", re.IGNORECASE)
-_NAMED = re.compile(
-    r"(?:^|[^a-z])(?:best|final|stage\d*|exception|ema|swa|export|init|pretrained)(?:[^a-z]|$)", re.IGNORECASE
-)
 
 
 @dataclass(frozen=True)
@@ -35,16 +30,14 @@ class Pruned:
 
 
 class NamesAlone(Layout):
-    """The layout of a folder that recorded none: names tell the roles; what is no numbered file is pinned."""
+    """The layout of a folder that recorded none: names tell the roles; what no count is in is pinned."""
 
     def roles_of(self, file_name: str) -> tuple[str, ...]:
-        if is_version(file_name):
+        kind = kind_of_name(file_name)
+        if kind == VERSION:
             return ()
-        stem = file_name.rpartition(".")[0]
-        if _LATEST.search(stem):
-            return ("latest",)
         # Which of several best files is the best is not known here, so none of them is called that.
-        return ("periodic",) if re.search(r"\d", stem) and not _NAMED.search(stem) else ("named",)
+        return (kind,) if kind in (PERIODIC, LATEST) else ("named",)
 
 
 def layout_of(directory: Path) -> Layout:

@@ -142,6 +142,12 @@ class RunRecord:
 
     def restore(self, found: Checkpoint) -> None:
         """Take over the history and the stages of the checkpoint that training goes on from."""
-        self.history = self._layout.recall(found)
+        told = self._layout.recall(found)
+        # A loop's own history may hold anything under this key; only series of numbers are continued.
+        self.history = {name: values for name, values in told.items() if all(map(_is_number, values))}
         stages = found.header.metadata.get("stages")
         self.stages = [str(stage) for stage in stages] if isinstance(stages, list) else []
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

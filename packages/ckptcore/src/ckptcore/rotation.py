@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -23,18 +22,13 @@ from ckptcore.rules import (
     metrics_watched,
     plan,
 )
+from ckptcore.semver import is_version as is_version
 from ckptcore.verifying import verify
 
 _log = logging.getLogger(__name__)
-_VERSION = re.compile(r".*_v\d+\.\d+\.\d+.*")
 _ROTATING = ("periodic",)
 _OPTIONAL = {f"milestone: {role}" for role in ("stage", "final", "exception")}
 MUST_STAY, MAY_GO, SAFE_TO_DELETE, UNDECIDED = "must stay", "may go", "safe to delete", "yours to decide"
-
-
-def is_version(file_name: str) -> bool:
-    """Whether a name is that of a promoted version, which nothing here moves or deletes."""
-    return _VERSION.match(file_name) is not None
 
 
 @dataclass(frozen=True)
@@ -46,7 +40,7 @@ class Plan:
         untouched: name and reason of the files that rotation never looks at.
         verdicts: for every one of these files, for whoever needs space: "must stay" (best, latest, versions,
             what was pinned by hand), "may go" (kept by a rule or as a milestone, of another run, damaged),
-            "safe to delete" (rotation would delete it), "yours to decide" (foreign, or saved by hand).
+            "safe to delete" (the rule does not keep it), "yours to decide" (foreign, or saved by hand).
     """
 
     decisions: tuple[Decision, ...]

@@ -84,7 +84,7 @@ class CheckpointManager:
             self.directory = durable.make_new_folder(self.directory)
 
     def get_checkpoint_callback(self, monitor: str = "val_f1", mode: Mode = "max") -> CheckpointCallback:
-        """The callback for a Trainer: keeps ``best-epoch02-val_f1-0.847.ckpt`` and no other.
+        """The callback for a Trainer: keeps ``best-epoch02-val_f1-0.713.ckpt`` and no other.
 
         Args:
             monitor: name of a logged metric.

@@ -9,13 +9,16 @@ from ckptcore.errors import VersionRefused
 
 PARTS = ("major", "minor", "patch")
 SUFFIXES = (".pth", ".pt", ".ckpt")
+"""The endings that native checkpoints may have."""
+
 _NUMBER = r"(?:0|[1-9][0-9]{0,8})"
 _SEMVER = re.compile(rf"({_NUMBER})\.({_NUMBER})\.({_NUMBER})", re.ASCII)
+_ENDING = "|".join(map(re.escape, SUFFIXES))
 _FILE = re.compile(
-    rf"(?P<base>.+)_v(?P<version>{_NUMBER}\.{_NUMBER}\.{_NUMBER})_best(?P<suffix>\.pth|\.pt|\.ckpt)", re.ASCII
+    rf"(?P<base>.+)_v(?P<version>{_NUMBER}\.{_NUMBER}\.{_NUMBER})_best(?P<suffix>{_ENDING})", re.ASCII
 )
 
-# What the five layouts put around the name of a model: roles, counts of epochs and steps, scores, versions.
+# What layouts put around the name of a model: roles, counts of epochs and steps, scores, versions.
 _ROLE = "best|latest|last|final|checkpoint|ckpt"
 _COUNT = r"(?:epoch|step|stage)[-_=]?\d+"
 _SCORE = r"(?:(?:val|train|test)[-_])?[a-z]+[0-9]?[-_=]\d+\.\d+"
@@ -82,6 +85,11 @@ def split_name(name: str) -> VersionName | None:
     """The parts of a version's file name; None for any other name."""
     found = _FILE.fullmatch(name)
     return VersionName(found["base"], Semver.parse(found["version"]), found["suffix"]) if found else None
+
+
+def is_version(name: str) -> bool:
+    """Whether a name is that of a promoted version, which nothing moves or deletes."""
+    return split_name(name) is not None
 
 
 def version_of(name: str) -> Semver | None:

@@ -27,6 +27,17 @@ class SignalFlag:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._served = False
+
+    @property
+    def pending(self) -> int | None:
+        """A signal that was received and that nobody acted on."""
+        return None if self._served else self.received
+
+    def serve(self) -> None:
+        """Say that somebody acts on what was received; it reached every flag, and needs acting on once."""
+        for flag in {self, *_flags}:
+            flag._served = flag._served or flag.received is not None
 
     def install(self) -> None:
         """Take over the watched signals; only the main thread may, elsewhere nothing changes."""
@@ -42,13 +53,26 @@ class SignalFlag:
         if threading.current_thread() is not threading.main_thread() or self not in _flags:
             return
         _flags.remove(self)
-        if _flags:
-            return
-        for number, handler in _former.items():
-            # Whoever took the signal since then keeps it.
-            if signal.getsignal(number) is _handle:
-                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-        _former.clear()
+        if not _flags:
+            _give_back()
+
+
+def _give_back() -> None:
+    for number, handler in _former.items():
+        # Whoever took the signal since then keeps it.
+        if signal.getsignal(number) is _handle:
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+    _former.clear()
+
+
+def _forget_in_child() -> None:
+    """A forked child has no loop that looks at a flag: signals must end it as if there were no manager."""
+    _flags.clear()
+    _give_back()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def _handle(number: int, frame: FrameType | None) -> None:

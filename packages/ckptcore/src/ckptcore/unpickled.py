@@ -273,10 +273,6 @@ def _call(function: _Global, arguments: tuple[Any, ...]) -> Any:
     raise PickleProblem(f"a call of {function} that is none of ours", [str(function)])
 
 
-def _is_int64(value: Any) -> bool:
-    return type(value) is int and -(1 << 63) <= value < 1 << 63
-
-
 def _is_item(value: Any) -> bool:
     return not isinstance(value, tuple) and is_quick_key(value)
 

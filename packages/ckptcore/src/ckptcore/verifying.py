@@ -51,23 +51,33 @@ def verify(path: str | os.PathLike[str]) -> Report:
     """
     try:
         with reader.opened(path) as (file, fd):
-            header = reader.find_summary(fd, file)
-            if header is not None:
-                found = _native_findings(fd, header)
-                return Report(
-                    file, not found, tuple(found), "ckptcore", "sha256", header.tensor_count, header.run_key
-                )
-            if reader.looks_native(fd):
-                return Report(file, False, tuple(foreign.why_not_native(fd)), "ckptcore", "sha256")
-            kind = foreign.sniff(fd)
-            wrong = foreign.findings(fd, file)
-            if kind == "torch-legacy":
-                wrong = ["a file of torch's format from before 1.6 carries nothing to check it by; import it"]
-            return Report(file, not wrong, tuple(wrong), kind, _FOREIGN_CHECKS.get(kind, "nothing"))
-    except DamagedCheckpoint as error:
-        return Report(Path(path), False, error.findings, "ckptcore", "sha256")
+            return verify_open(fd, file)
     except CheckpointError as error:
         return Report(Path(path), False, (str(error),), None, "nothing")
+
+
+def verify_open(fd: int, path: Path) -> Report:
+    """Check an open file, whatever has its name by now."""
+    try:
+        return _report(fd, path)
+    except DamagedCheckpoint as error:
+        return Report(path, False, error.findings, "ckptcore", "sha256")
+    except CheckpointError as error:
+        return Report(path, False, (str(error),), None, "nothing")
+
+
+def _report(fd: int, path: Path) -> Report:
+    header = reader.find_summary(fd, path)
+    if header is not None:
+        found = tuple(_native_findings(fd, header))
+        return Report(path, not found, found, "ckptcore", "sha256", header.tensor_count, header.run_key)
+    if reader.looks_native(fd):
+        return Report(path, False, tuple(foreign.why_not_native(fd)), "ckptcore", "sha256")
+    kind = foreign.sniff(fd)
+    wrong = foreign.findings(fd, path)
+    if kind == "torch-legacy":
+        wrong = ["a file of torch's format from before 1.6 carries nothing to check it by; import it"]
+    return Report(path, not wrong, tuple(wrong), kind, _FOREIGN_CHECKS.get(kind, "nothing"))
 
 
 def _native_findings(fd: int, header: Header) -> list[str]:
@@ -83,7 +93,12 @@ def _native_findings(fd: int, header: Header) -> list[str]:
         reader.open_native(fd, header)
     except DamagedCheckpoint as error:
         found += error.findings
+    # What a forged table lists may be a million times the same, or reach past the end: nothing to hash.
+    if found and len({entry.name for entry in records}) < len(records):
+        return found
     placed = list(container.place_all([Record(f"{ROOT}/{e.name}", e.size, e.crc32) for e in records]))
+    if found and placed and placed[-1].end > header.file_size:
+        return found
     stretches = [Stretch(fd, p.data_at, e.size, e.digest) for p, e in zip(placed, records, strict=True)]
     whole = intact(stretches)
     names: dict[str, list[str]] = {}

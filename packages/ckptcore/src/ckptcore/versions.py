@@ -8,9 +8,11 @@ names are claimed, never taken: of two promotions to one number, one is refused.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,11 +21,13 @@ from typing import Any
 from ckptcore import durable, reader
 from ckptcore.cards import ParentVersion, VersionCard, check_version, list_versions, pinned_names
 from ckptcore.errors import DamagedCheckpoint, DiskFull, UnsavableValue, UsageError, VersionRefused
-from ckptcore.header import MODEL_KEYS, Header, TensorEntry, canonical_json, encode_number, jsonable
+from ckptcore.hashing import file_sha256
+from ckptcore.header import MODEL_KEYS, Header, TensorEntry, canonical_json, jsonable
 from ckptcore.package import own_version
 from ckptcore.reader import Opened
+from ckptcore.rules import finite_score
 from ckptcore.semver import SUFFIXES, Semver, VersionName, base_name, version_of
-from ckptcore.verifying import verify
+from ckptcore.verifying import verify, verify_open
 
 __all__ = [
     "ParentVersion",
@@ -37,9 +41,11 @@ __all__ = [
     "version_of",
 ]
 
+_log = logging.getLogger(__name__)
 READ_ONLY = 0o444
 FIRST = Semver(1, 0, 0)
 _HYPERPARAMETERS = ("hyperparameters", "hyper_parameters")
+_BOOKKEEPING = frozenset({"best_metric", "best_epoch"})
 
 
 def promote(
@@ -58,6 +64,7 @@ def promote(
         file: a native checkpoint; every digest of it is checked before, and of the copy after.
         version: the number, higher than that of every version of the same name.
         bump: instead of a number: "major", "minor" or "patch" above the highest; the first version is 1.0.0.
+            A number under which a killed promotion left another checkpoint's file is passed over.
         notes: what a reader of the card should know.
         dataset: what it was trained on.
         model_name: the name on the card; by default the one in the checkpoint's metadata, else the file's.
@@ -81,18 +88,18 @@ def promote(
         durable.make_folder(folder)
         durable.require_writable(folder)
         base, shown_name = _names(found.header, model_name)
-        existing = [card for card in list_versions(folder) if card.base == base]
-        parent, number = _number(existing, version, bump)
         suffix = source.suffix if source.suffix in SUFFIXES else SUFFIXES[0]
-        name = VersionName(base, number, suffix)
-        _check_free(existing, name)
+        existing = [card for card in list_versions(folder) if card.base == base]
+        left = _left_by_others(existing, found.header, suffix)
+        parent, number = _number(existing, version, bump, {card.semver for card in left})
+        _check_free(left, number)
         _check_architecture(found, parent, number)
-        report = verify(source)
+        report = verify_open(fd, source)
         if not report.ok:
             raise DamagedCheckpoint(source, report.findings)
-        card = _card(found, name, parent, _sha256(fd), folder)
-    card = replace(card, model_name=shown_name, notes=notes, dataset=dataset)
-    _publish(source, card)
+        card = _card(found, VersionName(base, number, suffix), parent, file_sha256(fd), folder)
+        card = replace(card, model_name=shown_name, notes=notes, dataset=dataset)
+        _publish(fd, card)
     return card
 
 
@@ -120,10 +127,17 @@ def _names(header: Header, model_name: str | None) -> tuple[str, str]:
     return base, shown or base
 
 
+def _left_by_others(existing: Sequence[VersionCard], header: Header, suffix: str) -> list[VersionCard]:
+    """The files without a card that this checkpoint cannot complete, as they are another's copy."""
+    ours = (header.file_size, header.model_digest, suffix)
+    left = [card for card in existing if card.status == "incomplete"]
+    return [card for card in left if (card.size, card.model_digest, card.name.suffix) != ours]
+
+
 def _number(
-    existing: Sequence[VersionCard], version: str | None, bump: str | None
+    existing: Sequence[VersionCard], version: str | None, bump: str | None, taken: Collection[Semver]
 ) -> tuple[VersionCard | None, Semver]:
-    """The version before this one, and this one's number."""
+    """The version before this one, and this one's number; a bump passes over the ``taken`` ones."""
     unreadable = next((card for card in existing if card.status == "unreadable"), None)
     if unreadable is not None:
         raise VersionRefused(
@@ -132,12 +146,9 @@ def _number(
         )
     complete = [card for card in existing if card.status != "incomplete"]
     parent = max(complete, key=lambda card: card.semver, default=None)
-    if version is not None:
-        number = Semver.parse(version)
-    else:
-        step = bump or ""
-        following = (parent.semver if parent else FIRST).bumped(step)
-        number = following if parent else FIRST
+    if version is None:
+        return parent, _next_number(parent, bump or "", taken)
+    number = Semver.parse(version)
     if parent is not None and number <= parent.semver:
         what = "exists already" if any(card.semver == number for card in complete) else "is too low"
         raise VersionRefused(
@@ -147,13 +158,28 @@ def _number(
     return parent, number
 
 
-def _check_free(existing: Sequence[VersionCard], name: VersionName) -> None:
-    other = next((c for c in existing if c.semver == name.version and c.file_name != str(name)), None)
+def _next_number(parent: VersionCard | None, part: str, taken: Collection[Semver]) -> Semver:
+    following = (parent.semver if parent else FIRST).bumped(part)
+    number = following if parent else FIRST
+    while number in taken:
+        _log.warning("version %s is passed over: a promotion of another checkpoint to it was cut off", number)
+        number = number.bumped(part)
+    return number
+
+
+def _check_free(left: Sequence[VersionCard], number: Semver) -> None:
+    other = next((card for card in left if card.semver == number), None)
     if other is not None:
-        raise VersionRefused(
-            f"{other.file_name} is left from a promotion that was cut off. Promote its checkpoint again to "
-            "complete it, or delete that file."
-        )
+        raise _cut_off(other.path)
+
+
+def _cut_off(path: Path) -> VersionRefused:
+    """The refusal of a number under which there is a file without a card."""
+    return VersionRefused(
+        f"{path.name} exists with another content and no card: a promotion was cut off, or is going on right "
+        "now. Give a higher number, promote the same checkpoint as then to complete it, or, if nobody is at "
+        f"it, delete what is left: rm -f {shlex.quote(str(path))}"
+    )
 
 
 def _check_architecture(found: Opened, parent: VersionCard | None, number: Semver) -> None:
@@ -210,7 +236,7 @@ def _card(
         dataset="",
         training_date=_day(header),
         hyperparameters=_hyperparameters(found.tree),
-        performance={metric: encode_number(value) for metric, value in sorted(header.metrics.items())},
+        performance=_performance(header.metrics),
         notes="",
         file_name=str(name),
         sha256=sha256,
@@ -226,6 +252,25 @@ def _card(
         ckptcore_version=own_version(),
         directory=folder,
     )
+
+
+def _performance(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What this checkpoint scored; not what the run's best was until then, which says nothing of it."""
+    found: dict[str, float] = {}
+    for name in sorted(metrics):
+        value = finite_score(metrics, name)
+        if value is not None and not _is_bookkeeping(name, metrics):
+            found[name] = value
+    return found
+
+
+def _is_bookkeeping(name: str, metrics: Mapping[str, float]) -> bool:
+    """``best_metric``, ``best_epoch``, and a ``best_val_auc`` beside a ``val_auc`` or of the same value."""
+    if not name.startswith("best_"):
+        return False
+    others = [other for other in metrics if not other.startswith("best_")]
+    told_already = name.removeprefix("best_") in others or any(metrics[o] == metrics[name] for o in others)
+    return name in _BOOKKEEPING or told_already
 
 
 def _day(header: Header) -> str | None:
@@ -253,21 +298,17 @@ def _hyperparameters(tree: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _sha256(fd: int) -> str:
-    with open(os.dup(fd), "rb") as file:
-        file.seek(0)
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _publish(source: Path, card: VersionCard) -> None:
+def _publish(fd: int, card: VersionCard) -> None:
     """Copy, check, and give file and card their names, in this order."""
     target = card.path
     copy, text = durable.temporary_beside(target), durable.temporary_beside(target)
     try:
         durable.write_bytes(text, card.to_json().encode("utf-8"), READ_ONLY)
         if not os.path.lexists(target):
-            durable.copy_durable(source, copy, READ_ONLY)
-            _check_copy(copy, source, card)
+            # The open file itself: what has its name by now may be the next best.
+            os.lseek(fd, 0, os.SEEK_SET)
+            durable.copy_durable(Path(f"/dev/fd/{fd}"), copy, READ_ONLY)
+            _check_copy(copy, card)
             _claim(copy, target)
         # Now a file of that name is there: ours, or one that a killed promotion left, or a rival's.
         _check_left(target, card)
@@ -280,11 +321,13 @@ def _publish(source: Path, card: VersionCard) -> None:
         durable.remove_quietly(text)
 
 
-def _check_copy(copy: Path, source: Path, card: VersionCard) -> None:
+def _check_copy(copy: Path, card: VersionCard) -> None:
     with reader.opened(copy) as (_, fd):
-        same = _sha256(fd) == card.sha256
+        same = file_sha256(fd) == card.sha256
     if not same or not verify(copy).ok:
-        raise VersionRefused(f"{source.name} changed while it was copied. Nothing was promoted; try again.")
+        raise VersionRefused(
+            f"{card.source_name} was written to while it was copied. Nothing was promoted; try again."
+        )
 
 
 def _claim(temporary: Path, target: Path, refusal: str | None = None) -> None:
@@ -301,8 +344,5 @@ def _check_left(target: Path, card: VersionCard) -> None:
     if target.is_symlink():
         raise VersionRefused(f"{target.name} is a symbolic link, and no version can be one. Remove it.")
     with reader.opened(target) as (_, fd):
-        if _sha256(fd) != card.sha256:
-            raise VersionRefused(
-                f"{target.name} exists with another content and no card: left by a promotion that was cut "
-                "off, or made right now by another one. Give a higher number, or delete that file."
-            )
+        if file_sha256(fd) != card.sha256:
+            raise _cut_off(target)

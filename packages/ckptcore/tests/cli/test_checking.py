@@ -95,9 +95,9 @@ def test_diff_shows_added_removed_and_reshaped_tensors_and_counts_the_rest(ckpt,
 
 def test_row_1_7_compare_shows_the_progression_of_stages(ckpt, tmp_path):
     for epoch, stage, f1, learnable in (
-        (5, 1, 0.61, 1_049_601),
-        (12, 2, 0.72, 16_014_337),
-        (40, 3, 0.79, 23_112_705),
+        (4, 1, 0.61, 262_657),
+        (11, 2, 0.73, 7_340_033),
+        (31, 3, 0.79, 19_456_001),
     ):
         metrics = {"f1": f1, "sensitivity": f1 + 0.1, "specificity": f1 + 0.05, "accuracy": f1}
         state = {
@@ -112,11 +112,11 @@ def test_row_1_7_compare_shows_the_progression_of_stages(ckpt, tmp_path):
     lines = [line for line in ran.out.splitlines() if ".pth" in line and not line.startswith("Best")]
     assert ran.code == 0
     for line, told in zip(
-        lines, ("5 stage1 0.6100 0.4100 1,049,601", "12 stage2 0.7200", "40 stage3 0.7900"), strict=True
+        lines, ("4 stage1 0.6100 0.4100 262,657", "11 stage2 0.7300", "31 stage3 0.7900"), strict=True
     ):
         assert all(part in line.split() for part in told.split()), line
     assert lines[-1].startswith("* ") and "sensitivity" in ran.out and "specificity" in ran.out
-    assert "Best: epoch 40" in ran.out
+    assert "Best: epoch 31" in ran.out
 
 
 def test_row_2_6_compare_names_the_best_epoch(ckpt, tmp_path):

@@ -1,3 +1,4 @@
+import shlex
 import shutil
 
 import torch
@@ -12,15 +13,15 @@ def save_model(path, **tensors):
 
 def test_row_4_10_promote_makes_a_version_with_its_card(ckpt, trained):
     ran = ckpt(
-        "promote", trained / "best.pt", "--version", "1.1.0", "--dataset", "NIH v2", "--notes", "first"
+        "promote", trained / "best.pt", "--version", "1.1.0", "--dataset", "clinic B", "--notes", "first"
     )
-    assert ran.code == 0 and "1.1.0" in ran.out and "NIH v2" in ran.out
+    assert ran.code == 0 and "1.1.0" in ran.out and "clinic B" in ran.out
     found = ckpt("versions", trained, "--json").json["versions"]
     assert [(v["version"], v["dataset"], v["notes"], v["status"]) for v in found] == [
-        ("1.1.0", "NIH v2", "first", "whole")
+        ("1.1.0", "clinic B", "first", "whole")
     ]
     table = ckpt("versions", trained)
-    assert table.code == 0 and "1.1.0" in table.out and "NIH v2" in table.out
+    assert table.code == 0 and "1.1.0" in table.out and "clinic B" in table.out
 
 
 def test_row_4_10_promote_refuses_wrong_ones(ckpt, tmp_path):
@@ -36,6 +37,18 @@ def test_row_4_10_promote_refuses_wrong_ones(ckpt, tmp_path):
     assert "major" in architecture.err
     assert sorted(tmp_path.iterdir()) == made
     assert ckpt("promote", changed, "--bump", "major", "--json").json["version"]["version"] == "2.0.0"
+
+
+def test_the_names_in_the_help_of_promote_are_those_that_it_makes(ckpt, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = ckpt("promote", "--help").out
+    folder = tmp_path / "saved_models" / "xray"
+    save_model(folder / "resnet50_best.pth", w=torch.zeros(2))
+    for line in [line for line in told.splitlines() if line.strip().startswith("ckpt promote ")]:
+        assert ckpt(*shlex.split(line)[1:]).code == 0
+    for name in ("resnet50_v1.0.0_best.pth", "resnet50_v1.0.0_best.json"):
+        assert name in told and (folder / name).is_file()
+    assert (folder / "resnet50_v1.1.0_best.pth").is_file()
 
 
 def test_promote_wants_either_a_number_or_a_bump(ckpt, trained):

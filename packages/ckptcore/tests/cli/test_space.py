@@ -33,6 +33,15 @@ def test_row_1_8_plan_explains_the_recorded_rule_and_changes_nothing(ckpt, tmp_p
     assert any(line.split()[:3] == ["epoch_5.pt", "may", "go"] for line in ran.out.splitlines())
 
 
+def test_plan_of_a_rule_that_is_only_tried_promises_nothing_of_the_next_save(ckpt, trained):
+    ran = ckpt("plan", trained, "--keep", 2)
+    assert "Rule tried: last 2. 4 files to delete" in ran.out
+    assert f"No save does that: 'ckpt clean {trained} --keep 2' would" in ran.out
+    recorded = ckpt("plan", trained)
+    assert "Rule: last 10. Nothing to delete" in recorded.out and "No save" not in recorded.out
+    assert '"safe to delete": the rule does not keep it' in " ".join(ckpt("plan", "--help").out.split())
+
+
 def test_plan_without_a_recorded_rule_is_wrong_usage_that_says_what_to_do(ckpt, trained):
     shutil.rmtree(trained / ".ckptcore")
     ran = ckpt("plan", trained)

@@ -23,7 +23,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -136,12 +136,60 @@ def watch(log: Log) -> None:
         setattr(owner, name, wrapper)
 
 
-def digest_of(state: dict[str, Any]) -> str:
-    """SHA-256 of the weights."""
+GIVEN = ("model_state_dict", "momentum", "values")
+"""The keys that the trainee gives to save; the manager adds some of its own."""
+
+
+def digest_of(state: Mapping[str, Any], keys: Sequence[str] = GIVEN) -> str:
+    """SHA-256 of every tensor and every plain value under these keys, types and order and NaN included."""
     sha = hashlib.sha256()
-    for name, tensor in sorted(state["model_state_dict"].items()):
-        sha.update(name.encode() + tensor.numpy().tobytes())
+    _update(sha, {key: state[key] for key in keys})
     return sha.hexdigest()
+
+
+def _update(sha: Any, value: Any) -> None:
+    if hasattr(value, "numpy"):
+        sha.update(f"tensor {value.dtype} {tuple(value.shape)}:".encode() + value.numpy().tobytes())
+    elif isinstance(value, dict):
+        sha.update(f"dict {len(value)}:".encode())
+        for key, item in value.items():
+            _update(sha, key)
+            _update(sha, item)
+    elif isinstance(value, (list, tuple)):
+        sha.update(f"{type(value).__name__} {len(value)}:".encode())
+        for item in value:
+            _update(sha, item)
+    else:
+        shown = value.hex() if isinstance(value, float) else repr(value)
+        sha.update(f"{type(value).__name__} {shown};".encode())
+
+
+def first_state() -> dict[str, Any]:
+    """What a run begins with."""
+    import torch
+
+    return {
+        "model_state_dict": {"weight": torch.randn(256, 256), "bias": torch.randn(256)},
+        "momentum": torch.zeros(256, 256),
+        "values": {
+            "losses": [],
+            "sizes": (256, 256),
+            "name": "näme",
+            "on": True,
+            "none": None,
+            5: {"rate": 0.1},
+        },
+    }
+
+
+def train_an_epoch(state: dict[str, Any], loss: float) -> None:
+    """Change every tensor and a plain value."""
+    import torch
+
+    state["momentum"].mul_(0.9).add_(torch.randn(256, 256))
+    state["model_state_dict"]["weight"].add_(state["momentum"])
+    state["model_state_dict"]["bias"].add_(torch.randn(256))
+    state["values"]["losses"].append(loss)
 
 
 def train(order: dict[str, Any], log: Log) -> None:
@@ -160,22 +208,15 @@ def train(order: dict[str, Any], log: Log) -> None:
     found = manager.resume("auto")
     log.line("resumed", 0 if found is None else found.epochs_finished)
     torch.manual_seed(order["seed"])
-    state: dict[str, Any] = (
-        {
-            "model_state_dict": {"weight": torch.randn(256, 256), "bias": torch.randn(256)},
-            "momentum": torch.zeros(256, 256),
-        }
-        if found is None
-        else dict(found)
-    )
+    state = first_state() if found is None else {key: found[key] for key in GIVEN}
     first = 0 if found is None or found.epochs_finished is None else found.epochs_finished
     for epoch in range(first, first + order["epochs"]):
-        state["model_state_dict"]["weight"].add_(torch.randn(256, 256))
         loss = chance.choice([chance.random(), 0.5, float("nan"), 1.0 / (epoch + 2)])
+        train_an_epoch(state, loss)
         digest = digest_of(state)
         log.line("submitted", epoch + 1, digest, loss)
         manager.step(state, epoch=epoch, metrics={"loss": loss})
-        state["model_state_dict"]["bias"].add_(1.0)  # the loop goes on while the writer writes
+        train_an_epoch(state, -1.0)  # the loop goes on while the writer writes
         if chance.random() < order["wait"]:
             manager.wait()
             log.line("committed", epoch + 1, digest, loss)

@@ -1,11 +1,16 @@
-"""Rows of section 5 that the layout answers for."""
+"""The layout of the resumable segmentation training. Test names give the requirement."""
 
+import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import textwrap
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,9 +82,14 @@ def test_row_5_2_before_anything_was_measured_there_is_no_best_epoch(tmp_path, t
 
 LOOP = textwrap.dedent(
     """
-    import sys, torch, ckptcore
-    from ckptcore import layouts
-    model = torch.nn.Linear(64, 64)
+    import os, sys, torch, ckptcore
+    from ckptcore import layouts, manager
+    write = manager.write
+    def announced(*args):
+        os.write(1, b"writing\\n")
+        return write(*args)
+    manager.write = announced
+    model = torch.nn.Linear(512, 512)
     with ckptcore.CheckpointManager(sys.argv[1], layouts.resumable(), total_epochs=100000) as manager:
         found = manager.resume("auto")
         start = found.epochs_finished if found else 0
@@ -90,36 +100,155 @@ LOOP = textwrap.dedent(
                 model.weight.fill_(float(epoch))
             state = lambda: ckptcore.capture(model=model, rng=False)
             manager.step(state, epoch=epoch, metrics={"val_dice": 0.5})
-            print(epoch, flush=True)
+            os.write(1, b"%d\\n" % epoch)
+    """
+)
+FORKING = textwrap.dedent(
+    """
+    import os, sys, torch, ckptcore
+    from ckptcore import layouts
+    with ckptcore.CheckpointManager(sys.argv[1] + "/warm", layouts.resumable(), total_epochs=1) as warm:
+        warm.step(ckptcore.capture(model=torch.nn.Linear(1, 1)), epoch=0, metrics={"val_dice": 0.5})
+        ckptcore.restore(warm.resume(), model=torch.nn.Linear(1, 1), rng=False)
+    loop = compile(sys.argv[2], "loop", "exec")
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            os.setsid()
+            os.write(1, b"born %d\\n" % os.getpid())
+            exec(loop, {})
+        ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        os.write(1, b"ended %d\\n" % ended)
     """
 )
 
 
+@dataclass
+class Run:
+    """A training in a process of its own: what it says, how to interrupt it, what it left."""
+
+    folder: Path
+    process: subprocess.Popen[str]
+    group: int
+    epochs: list[int] = field(default_factory=list)
+
+    def hear(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().strip()
+        if line.isdigit():
+            self.epochs.append(int(line))
+        return line
+
+    def await_epochs(self, count: int) -> None:
+        while len(self.epochs) < count:
+            assert self.hear()
+
+    def await_write(self) -> None:
+        while self.hear() != "writing":
+            pass
+
+    def interrupt(self) -> None:
+        with contextlib.suppress(ProcessLookupError):  # the first signal of two was enough
+            os.killpg(self.group, signal.SIGINT)
+
+    def left(self) -> int:
+        """Epochs finished in the latest file, which is whole and holds its epoch's weights; 0 for none."""
+        path = self.folder / "latest_checkpoint.pt"
+        if not path.exists():
+            return 0
+        assert ckptcore.verify(path).ok
+        latest = ckptcore.load(path)
+        wanted = torch.full((512, 512), latest["epoch"] - 1.0)
+        assert torch.equal(latest["model_state_dict"]["weight"], wanted)
+        return int(latest["epoch"])
+
+
 def test_row_5_3_control_c_at_any_time_leaves_a_good_latest(tmp_path):
-    wanted = 0
-    for stop_after in (0, 3, 11):
-        child = subprocess.Popen(
-            [sys.executable, "-c", LOOP, str(tmp_path)],
+    before = 0
+    for stop_after in (1, 4, 12):
+        with subprocess.Popen(
+            [sys.executable, "-c", LOOP, tmp_path], stdout=subprocess.PIPE, text=True, start_new_session=True
+        ) as process:
+            run = Run(tmp_path, process, process.pid)
+            run.await_epochs(stop_after)
+            run.interrupt()
+            while run.hear():
+                pass
+            assert process.wait(timeout=60) == 130
+        assert run.epochs[0] == before  # the epoch after the one that was finished when Ctrl-C came
+        before = run.left()
+        assert before > run.epochs[-1]
+
+
+def test_row_5_3_control_c_while_python_and_torch_are_still_starting_harms_nothing(tmp_path):
+    chance = random.Random(53)
+    for delay in (chance.uniform(0, 0.3), chance.uniform(0.3, 1.2)):
+        with subprocess.Popen(
+            [sys.executable, "-c", LOOP, tmp_path],
             stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             text=True,
             start_new_session=True,
-        )
-        assert child.stdout is not None
-        began = int(child.stdout.readline())
-        assert began == wanted  # the epoch after the one that was finished when Ctrl-C came
-        for _ in range(stop_after):
-            child.stdout.readline()
-        os.killpg(child.pid, signal.SIGINT)
-        rest = child.stdout.read()
-        assert child.wait(timeout=60) == 130
-        child.stdout.close()
-        assert ckptcore.verify(tmp_path / "latest_checkpoint.pt").ok
-        latest = ckptcore.load(tmp_path / "latest_checkpoint.pt")
-        assert torch.equal(latest["model_state_dict"]["weight"], torch.full((64, 64), latest["epoch"] - 1.0))
-        assert latest["epoch"] > began + stop_after and (
-            not rest or latest["epoch"] - 1 >= int(rest.split()[-1])
-        )
-        wanted = latest["epoch"]
+        ) as process:
+            run = Run(tmp_path, process, process.pid)
+            time.sleep(delay)
+            run.interrupt()
+            while run.hear():
+                pass
+            assert process.wait(timeout=60) in (130, -signal.SIGINT, 1)
+        assert run.left() > max([-1, *run.epochs])
+
+
+@pytest.fixture
+def forking(tmp_path):
+    """A process with torch loaded that forks a training for each line that it is given."""
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKING, tmp_path, LOOP],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        yield process
+        process.stdin.close()
+
+
+def interrupt_at_random(run: Run, where: str, chance: random.Random) -> None:
+    """Ctrl-C while the training opens its folder, between epochs, in a write, or twice in one write."""
+    if where == "start":
+        time.sleep(chance.uniform(0, 0.03))
+    elif where == "epochs":
+        run.await_epochs(chance.randint(1, 6))
+        time.sleep(chance.uniform(0, 0.02))
+    else:
+        for _ in range(chance.randint(1, 5)):
+            run.await_write()
+        time.sleep(chance.uniform(0, 0.004))
+    run.interrupt()
+    if where == "two in a write":
+        time.sleep(chance.uniform(0, 0.002))
+        run.interrupt()
+
+
+def test_row_5_3_control_c_at_random_moments_and_twice_in_one_write(tmp_path, forking):
+    chance, before, codes = random.Random(5), 0, set()
+    for where in ("start", "epochs", "write", "two in a write") * 4:
+        forking.stdin.write("go\n")
+        forking.stdin.flush()
+        run = Run(tmp_path, forking, int(forking.stdout.readline().removeprefix("born ")))
+        interrupt_at_random(run, where, chance)
+        while not (line := run.hear()).startswith("ended"):
+            pass
+        code = int(line.removeprefix("ended "))
+        codes.add((where, code))
+        # Before the manager is open Ctrl-C is Python's own; a second one ends the run at once.
+        assert code == 130 or (where in ("start", "two in a write") and code == -signal.SIGINT)
+        assert run.epochs[:1] in ([], [before])
+        last = max([before - 1, *run.epochs])
+        after = run.left()
+        assert after > last if code == 130 else after >= max(before, last)
+        before = after
+    assert ("two in a write", -signal.SIGINT) in codes and before > 10
 
 
 def test_row_5_4_list_latest_resume_and_clean_have_what_they_need(tmp_path, new_training):
@@ -166,7 +295,7 @@ def test_row_5_8_whether_a_checkpoint_is_valid_is_answered_byte_by_byte(tmp_path
     data = bytearray(path.read_bytes())
     data[data.index(training.model.weight.detach().numpy().tobytes())] ^= 1
     path.write_bytes(data)
-    torch.load(path)  # the page's own check is content with it
+    torch.load(path)  # which is all that the segmentation training had to check a file, and it is content
     report = ckptcore.verify(path)
     assert not report.ok and "model_state_dict/weight" in " ".join(report.findings)
 

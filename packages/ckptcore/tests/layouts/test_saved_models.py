@@ -1,4 +1,4 @@
-"""Rows of section 4 that the layout answers for."""
+"""The layout of a saved_models folder: its names, its keys, what stays. Test names give the requirement."""
 
 import json
 import math
@@ -9,10 +9,14 @@ import torch
 
 import ckptcore
 from ckptcore import layouts, rotation
+from ckptcore.cards import list_versions
+from ckptcore.cli.listing import list_folder
 from ckptcore.errors import UsageError
 from ckptcore.manager import CheckpointManager
+from ckptcore.pruning import prune
+from ckptcore.rules import Nothing
 
-AUC = [0.50, 0.60, 0.55, 0.70, 0.65, 0.80, 0.75, 0.80, 0.72, 0.71]
+AUC = [0.50, 0.60, 0.55, 0.70, 0.65, 0.80, 0.75, 0.80, 0.71, 0.69]
 
 
 def measured(epoch):
@@ -26,7 +30,7 @@ def measured(epoch):
 def test_row_4_2_keys_as_plain_torch_load_reads_them(tmp_path, training):
     with CheckpointManager(tmp_path, layouts.saved_models("resnet50")) as manager:
         for epoch in range(3):
-            state = {**training.state(), "hyperparameters": {"batch_size": 32, "learning_rate": 1e-4}}
+            state = {**training.state(), "hyperparameters": {"crop": 176, "weight_decay": 0.02}}
             manager.step(state, epoch=epoch, metrics=measured(epoch))
     found = torch.load(tmp_path / "resnet50_latest.pth", weights_only=True)
     assert found["epoch"] == 2
@@ -35,7 +39,7 @@ def test_row_4_2_keys_as_plain_torch_load_reads_them(tmp_path, training):
     assert found["scheduler_state_dict"]["last_epoch"] == 0
     assert found["train_loss"] == 1 / 3 and found["val_loss"] == 1.2 / 3
     assert found["val_auc"] == 0.55 + 0.002 and found["best_metric"] == 0.60 + 0.001
-    assert found["hyperparameters"] == {"batch_size": 32, "learning_rate": 1e-4}
+    assert found["hyperparameters"] == {"crop": 176, "weight_decay": 0.02}
     assert found["timestamp"].endswith("+00:00")
 
 
@@ -180,7 +184,32 @@ def test_braces_in_a_name_are_meant_as_written(tmp_path, training, names_in):
     assert "a{epoch}_best.pth" in names_in(tmp_path)
 
 
-def test_without_a_latest_there_are_only_the_files_of_the_page(tmp_path, training, names_in):
+@pytest.mark.parametrize("name", ["net_v1.0.0", "yolo_v8.0.1"])
+def test_a_models_name_that_would_pass_for_a_version_is_refused(name):
+    with pytest.raises(UsageError, match=rf"version number at its end.*Try '{name.replace('.', '-')}'"):
+        layouts.saved_models(name)
+    assert layouts.saved_models(name.replace(".", "-")).templates["best"].endswith("_best.pth")
+
+
+@pytest.mark.parametrize("name", ["yolo_v8.0.1x", "yolo_v8.0.1_large", "yolo-8.0.1", "{net}_v01.0.0"])
+def test_a_version_number_in_a_models_name_keeps_nothing_from_rotating(tmp_path, training, names_in, name):
+    layout = layouts.saved_models(name, every=1, last=2, latest=False, history_file=None)
+    training.run(tmp_path, layout, 5, measured)
+    assert names_in(tmp_path) == {f"{name}_best.pth", f"{name}_epoch_4.pth", f"{name}_epoch_5.pth"}
+    version = ckptcore.promote(tmp_path / f"{name}_best.pth", version="1.0.0").file_name
+    assert [card.file_name for card in list_versions(tmp_path)] == [version]
+    listed = {item.names: item.roles for item in list_folder(tmp_path).items}
+    assert [names for names, roles in listed.items() if "version" in roles] == [(version,)]
+    assert rotation.plan_folder(tmp_path, layout, None, Nothing()).doomed == [
+        f"{name}_epoch_4.pth",
+        f"{name}_epoch_5.pth",
+    ]
+    (tmp_path / ".ckptcore" / "policy.json").unlink()
+    assert prune(tmp_path, 1).removed == (f"{name}_epoch_4.pth",)
+    assert names_in(tmp_path) >= {version, f"{name}_best.pth", f"{name}_epoch_5.pth"}
+
+
+def test_without_a_latest_there_are_only_the_files_that_the_folder_always_had(tmp_path, training, names_in):
     training.run(tmp_path, layouts.saved_models("3dcnn", latest=False, history_file=None), 5, measured)
     assert names_in(tmp_path) == {"3dcnn_best.pth", "3dcnn_epoch_5.pth"}
     assert rotation.plan_folder(tmp_path, layouts.saved_models("3dcnn"), None).doomed == []

@@ -1,4 +1,4 @@
-"""Rows of section 1: the staged layout, file for file and key for key."""
+"""The layout of the staged fine-tuning, file for file and key for key. Test names give the requirement."""
 
 import math
 from collections import OrderedDict
@@ -15,7 +15,7 @@ from ckptcore.rotation import plan_folder
 
 STAGES = {5: "head", 12: "layer4", 40: "layer3"}
 F1 = [round(0.5 + 0.4 * math.sin(epoch / 9), 4) + epoch * 1e-4 for epoch in range(40)]
-PAGE_HISTORY = (
+READERS_HISTORY = (
     *("train_loss", "val_loss", "val_f1", "val_sensitivity", "val_specificity"),
     *("optimal_threshold", "separation"),
 )
@@ -155,7 +155,7 @@ def test_row_1_4_every_file_has_the_keys_of_the_page(forty_epochs):
         assert set(found["val_metrics"]) == {"f1", "sensitivity", "specificity", "accuracy"}
         assert all(type(value) is float for value in found["val_metrics"].values())
         assert type(found["optimal_threshold"]) is float
-        assert tuple(found["history"]) == PAGE_HISTORY
+        assert tuple(found["history"]) == READERS_HISTORY
         assert {len(values) for values in found["history"].values()} == {found["epoch"]}
 
 

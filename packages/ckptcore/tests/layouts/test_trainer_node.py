@@ -1,4 +1,4 @@
-"""Rows of section 2: the trainer node's layout and its two settings."""
+"""The trainer node's layout and its two settings. Test names give the requirement."""
 
 import logging
 import os

@@ -148,8 +148,8 @@ def test_a_budget_drops_the_oldest_first_and_says_so() -> None:
     rule = ByteBudget(250, LastK(4))
     assert kept(rule, entries) == ["e4", "e5"]
     reasons = {decision.name: decision.reason for decision in plan(entries, rule)}
-    assert reasons["e1"] == "no rule keeps it (last 4, within 250 bytes)"
-    assert reasons["e3"] == "over the budget of 250 bytes (last 4)"
+    assert reasons["e1"] == "no rule keeps it (last 4, within 250 B)"
+    assert reasons["e3"] == "over the budget of 250 B (last 4)"
     assert reasons["e5"] == "last 4"
 
 
@@ -218,7 +218,7 @@ EVERY_KIND: list[tuple[KeepRule, str]] = [
     (KeepAll(), "everything"),
     (Nothing(), "only what is pinned"),
     (LastK(3) | BestK(1, "m", "max"), "last 3, best by m (max)"),
-    (ByteBudget(20_000_000_000, LastK(3) | KeepAll()), "last 3, everything, within 20 GB"),
+    (ByteBudget(20_000_000_000, LastK(3) | KeepAll()), "last 3, everything, within 20.0 GB"),
 ]
 
 

@@ -13,9 +13,11 @@ from ckptcore.catalogue import Catalogue, Listed
 from ckptcore.cli.text import trouble
 from ckptcore.errors import CheckpointError
 from ckptcore.header import Header
+from ckptcore.kinds import ROLES, kind_of_name
 from ckptcore.layouts.layout import Layout
 from ckptcore.pruning import NamesAlone, layout_of
-from ckptcore.rotation import best_name, is_version
+from ckptcore.rotation import best_name
+from ckptcore.semver import is_version
 
 OK, DAMAGED, OTHER_RUN, FOREIGN = "ok", "damaged", "other run", "foreign"
 
@@ -166,8 +168,8 @@ def _roles(name: str, layout: Layout) -> list[str]:
     if is_version(name):
         return ["version"]
     if isinstance(layout, NamesAlone):
-        stem = name.rpartition(".")[0].lower()
-        return [role for role in ("best", "latest", "final") if role in stem]
+        kind = kind_of_name(name)
+        return [kind] if kind in ROLES else []
     return [role for role in layout.roles_of(name) if role != "periodic"]
 
 

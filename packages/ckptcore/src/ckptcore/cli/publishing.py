@@ -98,7 +98,7 @@ def export_weights_command(
 @app.command(
     "promote",
     epilog=examples(
-        "ckpt promote saved_models/xray/resnet50_best.pth --version 1.0.0 --dataset 'NIH ChestX-ray14'",
+        "ckpt promote saved_models/xray/resnet50_best.pth --version 1.0.0 --dataset 'clinic A, 2024'",
         "ckpt promote saved_models/xray/resnet50_best.pth --bump minor --notes 'more epochs'",
     ),
 )
@@ -117,8 +117,9 @@ def promote(
 ) -> None:
     """Make a numbered, read-only version of a checkpoint.
 
-    A card beside it says what it is. The copy is verified and has its own place on disk: nothing rotates
-    it away or writes over it. A model whose architecture changed (tensor names or shapes) needs a new
+    Version 1.0.0 of resnet50_best.pth is resnet50_v1.0.0_best.pth, a file of its own in the same folder, and
+    resnet50_v1.0.0_best.json, its card. The copy is verified; nothing rotates it away or writes over it. The
+    first --bump makes version 1.0.0. A model whose architecture changed (tensor names or shapes) needs a new
     major number; otherwise exit code 1, and nothing is made.
     """
     from ckptcore.errors import UsageError
@@ -195,7 +196,7 @@ def _write_versions(cards: list[VersionCard]) -> None:
 
 
 _TROUBLE = {
-    "incomplete": "the file has no card; promote again under another number, or delete the file",
+    "incomplete": "the file has no card; promote its checkpoint again to complete it, or delete it",
     "missing": "the card has no file; fetch the file, or delete the card",
     "changed": "size or model differ from the card: this is not what was promoted",
     "unreadable": "its card cannot be read",

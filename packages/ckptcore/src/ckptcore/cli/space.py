@@ -89,7 +89,8 @@ def plan(
 
     Nothing is changed. "must stay": best, latest, versions, what was pinned by hand. "may go": kept by a rule
     or as a milestone, of another run, or damaged; deleting it by hand loses no best and no latest. "safe to
-    delete": the next save of the run deletes it. "yours to decide": another program's, or saved by hand.
+    delete": the rule does not keep it. "yours to decide": another program's, or saved by hand. The next save
+    of the run deletes what its own rule does not keep; of a rule tried with --keep it knows nothing.
     """
     from ckptcore.cli.verdicts import judge
 
@@ -122,7 +123,13 @@ def _write_judged(found: Judged) -> None:
     ]
     write_table(columns, styled_rows)
     write()
-    write(f"Rule: {clean(found.rule)}. {_outcome(len(found.doomed), found.freed)}")
+    outcome = _outcome(len(found.doomed), found.freed)
+    if found.tried is None:
+        write(f"Rule: {clean(found.rule)}. {outcome}")
+        return
+    write(f"Rule tried: {clean(found.rule)}. {outcome}")
+    if found.doomed:
+        write(f"No save does that: 'ckpt clean {clean(str(found.directory))} --keep {found.tried}' would")
 
 
 def _outcome(number: int, freed: int) -> str:

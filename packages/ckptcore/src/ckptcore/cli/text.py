@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
+from ckptcore.amounts import size as size
+
 _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 
 
@@ -48,21 +50,6 @@ def amount(value: float | None) -> str:
     if math.isfinite(value) and value != 0 and not 1e-3 <= abs(value) < 1e5:
         return f"{value:.3e}"
     return f"{value:.4f}"
-
-
-def size(nbytes: int | None) -> str:
-    """Bytes in the largest decimal unit that leaves three digits."""
-    if nbytes is None:
-        return "-"
-    value, unit = float(nbytes), "B"
-    for larger in ("KB", "MB", "GB", "TB"):
-        if value < 999.5:
-            break
-        value, unit = value / 1000, larger
-    if unit == "B":
-        return f"{nbytes} B"
-    places = 2 if value < 9.995 else 1 if value < 99.95 else 0
-    return f"{value:.{places}f} {unit}"
 
 
 def plural(number: int, noun: str, nouns: str | None = None) -> str:

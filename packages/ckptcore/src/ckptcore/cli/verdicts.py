@@ -39,13 +39,19 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Judged:
-    """A folder's files with their verdicts, from old to new, and what deleting frees in all."""
+    """A folder's files with their verdicts, from old to new, and what deleting frees in all.
+
+    Attributes:
+        tried: how many of the newest periodic files stay by a rule that is only tried; None for the recorded
+            rule.
+    """
 
     directory: Path
     layout: str
     rule: str
     files: tuple[Verdict, ...]
     freed: int
+    tried: int | None = None
 
     @property
     def doomed(self) -> list[Verdict]:
@@ -80,7 +86,7 @@ def judge(directory: Path, keep: int | None = None) -> Judged:
     plan = plan_folder(directory, layout, None, rule, catalogue)
     verdicts = _verdicts(plan)
     files = tuple(verdicts[file.name] for file in catalogue if file.name in verdicts)
-    return Judged(directory, layout.name, rule.describe(), files, freed_bytes(catalogue, plan.doomed))
+    return Judged(directory, layout.name, rule.describe(), files, freed_bytes(catalogue, plan.doomed), keep)
 
 
 def _verdicts(plan: Plan) -> dict[str, Verdict]:

@@ -14,7 +14,7 @@ from ckptcore.cli.output import Progress
 from ckptcore.cli.text import size
 from ckptcore.errors import CheckpointError
 from ckptcore.resume import ARCHIVED
-from ckptcore.rotation import is_version
+from ckptcore.semver import is_version
 from ckptcore.verifying import Report, verify
 
 

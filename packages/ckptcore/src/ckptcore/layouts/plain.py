@@ -1,4 +1,4 @@
-"""The layout for a loop that belongs to none of the five systems: latest, best, every epoch's file, final."""
+"""The layout for a loop that no other layout was made for: latest, best, every epoch's file, final."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from ckptcore.rules import Best, Mode
 
 
 def run_folder(metric: str = "val_f1", mode: Mode = "max", *, latest: bool = True) -> Layout:
-    """``best-epoch02-val_f1-0.847.ckpt``, only the best; ``epoch`` is Lightning's index from 0.
+    """``best-epoch02-val_f1-0.713.ckpt``, only the best; ``epoch`` is Lightning's index from 0.
 
     Args:
         metric: the metric of best, as the loop reports it.

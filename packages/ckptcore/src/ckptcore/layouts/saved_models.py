@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from ckptcore.errors import UsageError
 from ckptcore.layouts.filling import best_value, fill, latest_rules, latest_template, literal, measured
 from ckptcore.layouts.layout import Layout, Moment
 from ckptcore.rules import Best, EveryEpochs, LastK, Mode
+from ckptcore.semver import is_version
 
 
 def saved_models(
@@ -32,8 +34,16 @@ def saved_models(
         last: how many periodic files stay.
         latest: whether to keep ``resnet50_latest.pth`` too, written after every epoch.
         history_file: the JSON file that tells what every epoch measured; None for none.
+
+    Raises:
+        UsageError: the name is no part of a file name, or the best file would pass for a promoted version.
     """
     stem = literal(name, "the model's name")
+    if is_version(f"{name}_best.pth"):
+        raise UsageError(
+            f"expected a model's name without a version number at its end, got {name!r}: {name}_best.pth "
+            f"would be taken for a promoted version, which nothing replaces. Try {name.replace('.', '-')!r}."
+        )
     return Layout(
         name="saved_models",
         templates={

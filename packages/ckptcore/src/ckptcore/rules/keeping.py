@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 
+from ckptcore.amounts import size
 from ckptcore.errors import UsageError
 from ckptcore.rules.arguments import check_amount, check_count, check_metric, refuse
 from ckptcore.rules.ordering import best_first, earliest_first
@@ -142,7 +143,7 @@ class EveryNSteps(KeepRule):
 
 @dataclass(frozen=True)
 class NewestWithin(KeepRule):
-    """What was created within a time before the newest entry; today's clock is not asked."""
+    """What was created within a time before the newest entry, by epochs and steps; no clock is asked."""
 
     _: KW_ONLY
     days: float = 0.0
@@ -159,7 +160,8 @@ class NewestWithin(KeepRule):
         return 86_400.0 * self.days + 3_600.0 * self.hours + 60.0 * self.minutes
 
     def keeps(self, entries: Sequence[Entry]) -> Reasons:
-        newest = max((entry.created for entry in entries), default=0.0)
+        # The newest is the one furthest in training: a clock that was ahead for one save decides nothing.
+        newest = earliest_first(entries)[-1].created if entries else 0.0
         kept = [entry.name for entry in entries if newest - entry.created <= self._seconds]
         return dict.fromkeys(kept, self.describe())
 
@@ -244,11 +246,11 @@ class ByteBudget(KeepRule):
             if used <= self.max_bytes:
                 break
             used -= entry.size
-            dropped[entry.name] = f"over the budget of {_bytes(self.max_bytes)} ({wanted.pop(entry.name)})"
+            dropped[entry.name] = f"over the budget of {size(self.max_bytes)} ({wanted.pop(entry.name)})"
         return wanted, dropped
 
     def describe(self) -> str:
-        return f"{self.rule.describe()}, within {_bytes(self.max_bytes)}"
+        return f"{self.rule.describe()}, within {size(self.max_bytes)}"
 
 
 @dataclass(frozen=True)
@@ -300,13 +302,6 @@ def _ordinal(n: int) -> str:
         return ""
     ending = "th" if n % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
     return f"{n}{ending} "
-
-
-def _bytes(count: int) -> str:
-    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count} bytes"
 
 
 KEEP_RULES: dict[str, type[KeepRule]] = {
