@@ -77,12 +77,14 @@ class Comparison:
         best: the row with the best value of the metric; None where no row has one.
         metric: the metric they are compared by; None where they have none in common.
         mode: "min" or "max".
+        gone: files of a folder that their writer rotated away before they were read.
     """
 
     rows: tuple[Row, ...]
     best: Row | None
     metric: str | None
     mode: str | None
+    gone: tuple[Path, ...] = ()
 
 
 def compare(
@@ -103,15 +105,20 @@ def compare(
     files = [file for path in paths for file in _files(Path(path))]
     if not files:
         raise UsageError("expected checkpoints to compare, or a folder of them; got none.")
-    rows = sorted(map(_row, dict.fromkeys(files)), key=_progress)
+    told = {file: _row(file) for file in files}
+    gone = tuple(file for file, row in told.items() if row is None)
+    missing = next((file for file in gone if file in map(Path, paths)), None)
+    if missing is not None:
+        raise UsageError(f"there is no file {missing}.")
+    rows = sorted((row for row in told.values() if row is not None), key=_progress)
     chosen = metric if metric is not None else _usual_metric(rows)
     if chosen is None:
-        return Comparison(tuple(rows), None, None, None)
+        return Comparison(tuple(rows), None, None, None, gone)
     known = sorted({name for row in rows for name in row.metrics})
     if chosen not in known and any(row.problem is None for row in rows):
         raise UsageError(f"no checkpoint has the metric {chosen!r}; there are: {', '.join(known) or 'none'}.")
     direction = mode or better_when(chosen)
-    return Comparison(tuple(rows), _best(rows, chosen, direction), chosen, direction)
+    return Comparison(tuple(rows), _best(rows, chosen, direction), chosen, direction, gone)
 
 
 def plot(comparison: Comparison, file: str | os.PathLike[str]) -> Path:
@@ -170,14 +177,15 @@ def _best(rows: Sequence[Row], metric: str, mode: str) -> Row | None:
     return best
 
 
-def _row(path: Path) -> Row:
+def _row(path: Path) -> Row | None:
+    """What is known of a file; None where there is none."""
     try:
         header = read_header(path)
         if header.format == "ckptcore":
             return _native_row(path, header)
         return _foreign_row(path)
-    except FileNotFoundError as error:
-        raise UsageError(f"there is no file {path}.") from error
+    except FileNotFoundError:
+        return None
     except (CheckpointError, OSError) as error:
         return Row(path, path.name, problem=str(error))
 

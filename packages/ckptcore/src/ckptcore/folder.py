@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from string import Formatter
 from types import NoneType
 from typing import Any
 
@@ -35,6 +38,7 @@ def write_policy(directory: Path, layout: Layout) -> None:
     """Record how the folder is named and rotated, so that `ckpt plan` can explain it."""
     data = (json.dumps(layout.policy(), indent=2, sort_keys=True) + "\n").encode()
     path = hidden(directory) / _POLICY
+    _refuse_folder(path)
     if not path.exists() or path.read_bytes() != data:
         durable.write_bytes(path, data)
 
@@ -72,33 +76,79 @@ def pin(file: str | os.PathLike[str], why: str) -> None:
     """Keep a checkpoint from being rotated away, cleaned or archived, for a reason that `ckpt plan` shows.
 
     Raises:
-        UsageError: there is no such file, or no reason.
+        UsageError: there is no such file, or no reason; or training gives its name to the next checkpoint.
     """
     path = Path(file)
     if not path.is_file() or not why.strip():
         raise UsageError(f"expected a checkpoint file and a reason, got {path} and {why!r}.")
-    write_pins(path.parent, read_pins(path.parent) | {path.name: why})
+    if role := _role_rewritten(path):
+        raise UsageError(
+            f"{path.name} is the {role} of its folder, and training gives that name to the next one. "
+            "Promote it to a version (ckpt promote), or copy it to another name and pin the copy."
+        )
+    durable.make_folder(hidden(path.parent))
+    with _pins_locked(path.parent):
+        write_pins(path.parent, read_pins(path.parent) | {path.name: why})
 
 
 def unpin(file: str | os.PathLike[str]) -> None:
     """Let rotation decide again about a file; one that is not pinned, or gone, is no error."""
     path = Path(file)
-    pins = read_pins(path.parent)
-    if pins.pop(path.name, None) is not None:
-        write_pins(path.parent, pins)
+    if path.name not in read_pins(path.parent):
+        return
+    with _pins_locked(path.parent):
+        pins = read_pins(path.parent)
+        if pins.pop(path.name, None) is not None:
+            write_pins(path.parent, pins)
+
+
+def _role_rewritten(path: Path) -> str | None:
+    """The role for which the folder's layout writes a file anew under its name; None for files that stay."""
+    try:
+        layout = read_policy(path.parent)
+    except UsageError:
+        return None
+    if layout is None:
+        return None
+    for role in layout.roles_of(path.name):
+        fields = Formatter().parse(layout.templates[role])
+        if role in ("latest", "best") and all(name is None for _, name, _, _ in fields):
+            return role
+    return None
+
+
+@contextmanager
+def _pins_locked(directory: Path) -> Iterator[None]:
+    """Alone with the pins: who reads them to add one must not undo what another adds meanwhile."""
+    # filelock takes as long to import as a thousand headers to read, and only writers need it.
+    from filelock import FileLock
+
+    with FileLock(hidden(directory) / "pins.lock"):
+        yield
 
 
 def _read(path: Path) -> dict[str, Any] | None:
+    what_to_do = (
+        "Put back what it said, or delete it and pin the files again; until then nothing is rotated away."
+        if path.name == _PINS
+        else "Delete it; the manager writes it again."
+    )
+    _refuse_folder(path)
     try:
         if path.stat().st_size > MAX_BYTES:
             raise UsageError(
-                f"{path} has more than {MAX_BYTES:,} bytes; ckptcore did not write it. Delete it."
+                f"{path} has more than {MAX_BYTES:,} bytes; ckptcore did not write it. {what_to_do}"
             )
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is no JSON ({error}). Delete it; the manager writes it again.") from error
+        raise UsageError(f"{path} is no JSON ({error}). {what_to_do}") from error
     if not isinstance(found, dict):
-        raise UsageError(f"{path} holds no object. Delete it; the manager writes it again.")
+        raise UsageError(f"{path} holds no object. {what_to_do}")
     return found
+
+
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; expected a file that ckptcore wrote. Move it away.")

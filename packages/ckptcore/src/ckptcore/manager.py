@@ -94,6 +94,7 @@ class CheckpointManager:
         self._lease.acquire(wait_seconds)
         try:
             folder.sweep(directory)
+            self._keep_former_best(directory)
             with suppress(DiskFull):  # only explanations need it, and the next opening writes it
                 folder.write_policy(directory, self.layout)
             rotation.drop_former_bests(directory, self.layout)
@@ -105,6 +106,18 @@ class CheckpointManager:
         _log.info("checkpoints will be saved to: %s", directory)
         if handle_signals:
             self._flag.install()
+
+    def _keep_former_best(self, directory: Path) -> None:
+        """Best by another metric, or the other way round: the next best would replace it without a word."""
+        try:
+            before = folder.read_policy(directory)
+        except UsageError:
+            return  # It is written again now, and nobody knows what it said.
+        now = (self.layout.metric, self.layout.mode)
+        if before is None or before.metric is None or (before.metric, before.mode) == now:
+            return
+        what = f"of the best by {before.metric} ({before.mode}); now the layout asks for {now[0]} ({now[1]})"
+        resume.keep_former_best(directory, self.layout, what)
 
     @property
     def history(self) -> dict[str, list[float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,11 +16,22 @@ from ckptcore.loading import Checkpoint
 from ckptcore.rules import Past, Progress, finite_score, improves, metrics_watched
 
 
+_log = logging.getLogger(__name__)
+_MAX_EPOCHS = 50_000
+_MAX_MEASURED = 400_000
+
+
+def _longest(metrics: int) -> int:
+    """How many epochs a history of so many metrics keeps: a checkpoint holds no more values than can be read.
+    """
+    return max(1, min(_MAX_EPOCHS, _MAX_MEASURED // max(1, metrics)))
+
+
 class RunRecord:
     """The memory of one run. What it says of files is read from disk again after every save.
 
     Attributes:
-        history: what was measured in every finished epoch, by metric.
+        history: what was measured in every finished epoch, by metric; in the last 50,000 of a longer run.
         stages: names of the stages seen, in their order.
         sequence: how many saves the run made, over all its sessions: tells the newest file without a clock.
     """
@@ -35,6 +47,8 @@ class RunRecord:
         self._past: dict[str, Past] = {}
         self._best: dict[str, float] = {}
         self._best_epoch: int | None = None
+        self._first = 0
+        self._warned: set[str] = set()
 
     @property
     def seconds(self) -> float:
@@ -56,11 +70,45 @@ class RunRecord:
             self.stages.append(progress.stage)
         if not progress.epoch_end:
             return
+        self._warn_of_missing(progress)
+        for name in progress.metrics:
+            self.history.setdefault(name, [])
+        at = self._make_room(progress.epoch)
         for name, value in progress.metrics.items():
-            values = self.history.setdefault(name, [])
-            del values[progress.epoch :]
-            values.extend([float("nan")] * (progress.epoch - len(values)))
+            values = self.history[name]
+            del values[at:]
+            values.extend([float("nan")] * (at - len(values)))
             values.append(value)
+
+    def _warn_of_missing(self, progress: Progress) -> None:
+        """A metric whose name is misspelt would never make a best, and nobody would know."""
+        missing = [name for name in self._watched if name not in (progress.metrics.keys() | self.history)]
+        if missing and "missing" not in self._warned:
+            self._warned.add("missing")
+            given = ", ".join(map(repr, progress.metrics)) or "none"
+            _log.warning(
+                "the layout %s chooses the best by %s, which this epoch did not measure; it gave %s. "
+                "Until it is given there is no best.",
+                self._layout.name, ", ".join(map(repr, missing)), given,
+            )  # fmt: skip
+
+    def _make_room(self, epoch: int) -> int:
+        """The place of an epoch in the lists; they forget the oldest epochs when they get too long to save."""
+        if epoch < self._first:
+            self.history = {name: [] for name in self.history}
+            self._first = 0
+        too_many = epoch + 1 - self._first - _longest(len(self.history))
+        if too_many > 0:
+            if "long" not in self._warned:
+                self._warned.add("long")
+                _log.warning(
+                    "the history keeps the last %d epochs; what came before is no longer saved.",
+                    _longest(len(self.history)),
+                )
+            for values in self.history.values():
+                del values[:too_many]
+            self._first += too_many
+        return epoch - self._first
 
     def moment(self, progress: Progress) -> Moment:
         """Everything that a layout may put into a name or a state now."""
@@ -145,6 +193,9 @@ class RunRecord:
         told = self._layout.recall(found)
         # A loop's own history may hold anything under this key; only series of numbers are continued.
         self.history = {name: values for name, values in told.items() if all(map(_is_number, values))}
+        known = max(map(len, self.history.values()), default=0)
+        finished = found.header.epochs_finished or 0
+        self._first = max(0, finished - known) if known >= _longest(len(self.history)) else 0
         stages = found.header.metadata.get("stages")
         self.stages = [str(stage) for stage in stages] if isinstance(stages, list) else []
 

@@ -157,19 +157,23 @@ def set_aside(path: Path) -> Path:
 def move_other_runs(directory: Path, layout: Layout, run_key: str) -> Path | None:
     """Move the files that another run left under this layout's names to a dated folder; nothing is deleted.
 
+    What is pinned by hand stays. The history goes along, and goes alone where no file of this run is there.
+
     Returns:
         The folder, or None where there was nothing to move.
     """
-    others = [
-        f.name
-        for f in _of_layout(directory, layout)
-        if not (f.native and f.header is not None and f.header.run_key == run_key)
-    ]
-    if not others:
-        return None
-    if layout.history_file is not None and (directory / layout.history_file).exists():
-        others.append(layout.history_file)
-    return _archive(directory, others, "of another run")
+    try:
+        pins = folder.read_pins(directory)
+    except UsageError as error:
+        _log.warning("what is pinned is not known: %s", error)
+        pins = {}
+    files = _of_layout(directory, layout)
+    ours = {f.name for f in files if f.native and f.header is not None and f.header.run_key == run_key}
+    others = [f.name for f in files if f.name not in ours and f.name not in pins]
+    history = layout.history_file
+    if history is not None and (others or not ours) and (directory / history).exists():
+        others.append(history)
+    return _archive(directory, others, "of another run") if others else None
 
 
 def move_abandoned(directory: Path, layout: Layout, run_key: str, now: Progress) -> Path | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ckptcore import durable, folder
 from ckptcore.catalogue import Catalogue, Listed
+from ckptcore.errors import UsageError
 from ckptcore.layouts.layout import Layout
 from ckptcore.rules import (
     Decision,
@@ -28,6 +29,7 @@ from ckptcore.verifying import verify
 _log = logging.getLogger(__name__)
 _ROTATING = ("periodic",)
 _OPTIONAL = {f"milestone: {role}" for role in ("stage", "final", "exception")}
+_LOOSE = Entry("", None, None, 0.0)
 MUST_STAY, MAY_GO, SAFE_TO_DELETE, UNDECIDED = "must stay", "may go", "safe to delete", "yours to decide"
 
 
@@ -75,7 +77,8 @@ def plan_folder(
     ours, untouched = _sort_out(catalogue, layout, run_key)
     best = best_name(ours, layout)
     pins = folder.read_pins(directory)
-    entries = _count_links_once({file.name: _entry(file, layout, best, pins) for file in ours}, ours)
+    entries = {file.name: _entry(file, layout, best, pins) for file in ours}
+    entries = _count_links_once(_pin_targets(entries, catalogue, pins), ours)
     former = {f.name for f in ours if layout.roles_of(f.name) == ("best",) and not entries[f.name].pins}
     decisions = {
         d.name: d for d in plan([e for n, e in entries.items() if n not in former], keep or layout.keep)
@@ -135,7 +138,11 @@ def drop_former_bests(directory: Path, layout: Layout) -> list[str]:
 
     Only while the best one verifies: of two, one is always whole. By the holder of the folder's lock.
     """
-    found = plan_folder(directory, layout, None, KeepAll())
+    try:
+        found = plan_folder(directory, layout, None, KeepAll())
+    except UsageError as error:
+        _log.warning("nothing is rotated away: %s", error)
+        return []
     best = [d.name for d in found.decisions if d.keep and "best" in layout.roles_of(d.name)]
     if not found.doomed or not best or not all(verify(directory / name).ok for name in best):
         return []
@@ -220,6 +227,22 @@ def _entry(file: Listed, layout: Layout, best: str | None, pins: dict[str, str])
         size=file.size,
         pins=_pins(file, layout, best, pins),
     )
+
+
+def _pin_targets(
+    entries: dict[str, Entry], catalogue: Catalogue, pins: Mapping[str, str]
+) -> dict[str, Entry]:
+    """What a pinned symbolic link stands for is pinned with it: some tools make such links of hard ones."""
+    held: dict[tuple[int, int], str] = {}
+    for file in catalogue:
+        pinned = file.name in pins or is_version(file.name) or entries.get(file.name, _LOOSE).pins
+        if pinned and file.path.is_symlink():
+            held.setdefault(file.inode, file.name)
+    return entries | {
+        file.name: replace(entries[file.name], pins=(f"{held[file.inode]} is a link to it",))
+        for file in catalogue
+        if file.inode in held and file.name in entries and not entries[file.name].pins
+    }
 
 
 def _count_links_once(entries: dict[str, Entry], ours: Sequence[Listed]) -> dict[str, Entry]:

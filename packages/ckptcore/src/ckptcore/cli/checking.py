@@ -50,7 +50,7 @@ def verify(paths: Paths, json: Json = False) -> None:
     from ckptcore.cli.verification import check, checkpoint_files, strangers
 
     files = checkpoint_files(paths)
-    checked = check(files)
+    checked = check(files, paths)
     others = strangers(files)
     ok = bool(checked) and all(c.report.ok for c in checked) and not others
     if json:
@@ -213,6 +213,8 @@ def compare(
         note(f"ckpt: no checkpoints in {listed(map(str, paths))}")
         raise typer.Exit(FINDING)
     found = comparing.compare(paths, metric, mode=mode)
+    for path in found.gone:
+        note(f"ckpt: {clean(str(path))} is gone: its writer rotated it away meanwhile")
     picture = comparing.plot(found, plot) if plot is not None else None
     if json:
         write_json(_comparison_json(found, picture))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ckptcore.catalogue import SUFFIXES
 from ckptcore.cli.listing import OTHER_RUN, list_folder
-from ckptcore.cli.output import Progress
-from ckptcore.cli.text import size
+from ckptcore.cli.output import Progress, note
+from ckptcore.cli.text import clean, size
 from ckptcore.errors import CheckpointError
 from ckptcore.resume import ARCHIVED
 from ckptcore.semver import is_version
@@ -76,23 +77,55 @@ def _below(directory: Path) -> Iterator[Path]:
                 yield path
 
 
-def check(files: Sequence[Path]) -> list[Checked]:
-    """Check every file once, however many names it has."""
+def check(files: Sequence[Path], named: Collection[Path] = ()) -> list[Checked]:
+    """Check every file once, however many names it has; one that its writer rotated away meanwhile is no matter.
+
+    Args:
+        files: the files.
+        named: those of them that the user named.
+
+    Raises:
+        FileNotFoundError: a named one is gone.
+    """
     names: dict[tuple[int, int], list[Path]] = {}
     for path in files:
-        status = path.stat()
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            _gone(path, named)
+            continue
         names.setdefault((status.st_dev, status.st_ino), []).append(path)
     progress = Progress("checking", len(names))
     checked = []
     try:
         for paths in names.values():
-            nbytes = paths[0].stat().st_size
-            progress.begin(paths[0].name, f"({size(nbytes)})")
-            report = verify(paths[0])
-            checked.append(Checked(tuple(paths), _with_card(report, paths), nbytes))
+            found = _checked(paths, named, progress)
+            if found is not None:
+                checked.append(found)
     finally:
         progress.end()
     return checked
+
+
+def _checked(paths: list[Path], named: Collection[Path], progress: Progress) -> Checked | None:
+    """One file under the first of its names that is still there; None where none is."""
+    for at, path in enumerate(paths):
+        try:
+            nbytes = path.stat().st_size
+            if at == 0:
+                progress.begin(path.name, f"({size(nbytes)})")
+            report = verify(path)
+        except FileNotFoundError:
+            _gone(path, named)
+            continue
+        return Checked(tuple(paths[at:]), _with_card(report, paths[at:]), nbytes)
+    return None
+
+
+def _gone(path: Path, named: Collection[Path]) -> None:
+    if path in named:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    note(f"ckpt: {clean(str(path))} is gone: its writer rotated it away meanwhile")
 
 
 def _with_card(report: Report, paths: Sequence[Path]) -> Report:

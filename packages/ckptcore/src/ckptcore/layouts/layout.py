@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from string import Formatter
 from typing import Any
 
 from ckptcore.errors import UsageError
-from ckptcore.rules import KeepAll, KeepRule, Progress, SaveRule
+from ckptcore.rules import Entry, KeepAll, KeepRule, Progress, SaveRule
+from ckptcore.semver import SUFFIXES
 
-_FIELDS = {"epoch", "epochs_finished", "global_step", "stage", "stage_number", "metric", "metric_name"}
+_COUNTS = ("epoch", "epochs_finished", "global_step", "stage_number")
+_TEXTS = ("stage", "metric_name")
+_FIELDS = {*_COUNTS, "metric", *_TEXTS}
+_LONGEST_TEXT = 80
+_LONGEST_NAME = 255
+# Small and large, negative, and what a loop that measures nothing has: every such name must be found again.
+_SAMPLES = tuple(
+    dict.fromkeys(_COUNTS, number) | dict.fromkeys(_TEXTS, "stage 1") | {"metric": metric}
+    for number, metric in (
+        *((0, 0.0), (1, 0.5), (12, -0.25), (-1, 1e-9), (1_234_567, 1_234_567.125)),
+        *((2, float("nan")), (3, float("-inf"))),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -106,11 +120,11 @@ class Layout:
                 f"layout {self.name}: epoch_counts is 'index' or 'finished', got {self.epoch_counts!r}."
             )
         for role, template in self.templates.items():
-            unknown = {name for _, name, _, _ in Formatter().parse(template) if name} - _FIELDS
-            if unknown or "/" in template or not template:
+            problem = _problem(template)
+            if problem is not None:
                 raise UsageError(
-                    f"layout {self.name}: the template {template!r} of {role} has "
-                    f"{sorted(unknown) or 'a path'}; expected one file name with fields of {sorted(_FIELDS)}."
+                    f"layout {self.name}: the template {template!r} of {role} {problem}; expected one file "
+                    f"name that ends in {' or '.join(SUFFIXES)}, with fields of {sorted(_FIELDS)}."
                 )
         for rule in self.save:
             if rule.role not in self.templates:
@@ -120,8 +134,12 @@ class Layout:
                 )
 
     def file_name(self, role: str, moment: Moment) -> str:
-        """The name of a role's file at a moment."""
-        return self.templates[role].format(
+        """The name of a role's file at a moment.
+
+        Raises:
+            UsageError: it is hidden, or longer than a file name can be.
+        """
+        name = self.templates[role].format(
             epoch=moment.progress.epochs_finished - 1,
             epochs_finished=moment.progress.epochs_finished,
             global_step=moment.progress.global_step,
@@ -130,6 +148,12 @@ class Layout:
             metric=moment.metric,
             metric_name=_in_a_name(moment.monitor),
         )
+        if name.startswith(".") or len(os.fsencode(name)) > _LONGEST_NAME:
+            raise UsageError(
+                f"layout {self.name}: the template {self.templates[role]!r} of {role} makes {name!r}; expected "
+                f"a name that does not begin with a dot, of at most {_LONGEST_NAME} bytes. Give a short stage."
+            )
+        return name
 
     def roles_of(self, file_name: str) -> tuple[str, ...]:
         """The roles whose template a file name fits."""
@@ -162,6 +186,9 @@ class Layout:
     def from_policy(policy: Mapping[str, Any]) -> Layout:
         """The layout of a recorded policy; its files' contents are as given.
 
+        Save rules that only the training program knows are left out; a keep rule that only it knows plans
+        nothing, and says so.
+
         Raises:
             UsageError: the record is not one that `policy` made.
         """
@@ -169,8 +196,8 @@ class Layout:
             return Layout(
                 name=str(policy["layout"]),
                 templates={str(role): str(template) for role, template in dict(policy["templates"]).items()},
-                save=tuple(SaveRule.from_dict(rule) for rule in policy["save"]),
-                keep=KeepRule.from_dict(policy["keep"]),
+                save=_known_rules(policy["save"]),
+                keep=_keep_rule(policy["keep"]),
                 epoch_counts=str(policy["epoch_counts"]),
                 metric=policy["metric"],
                 mode=policy["mode"],
@@ -184,9 +211,77 @@ class Layout:
             ) from error
 
 
+@dataclass(frozen=True)
+class UnknownKeep(KeepRule):
+    """Stands for a keep rule of somebody's own, of which only the record is known here."""
+
+    record: Mapping[str, Any]
+
+    def keeps(self, entries: Sequence[Entry]) -> dict[str, str]:
+        raise self._refusal()
+
+    def describe(self) -> str:
+        raise self._refusal()
+
+    def to_dict(self) -> dict[str, object]:
+        return dict(self.record)
+
+    def _refusal(self) -> UsageError:
+        return UsageError(
+            f"the recorded keep rule {str(self.record.get('kind'))[:80]!r} is not known here, as it is the "
+            "training program's own. Its save deletes what it does not keep; try another one with --keep N."
+        )
+
+
+def _keep_rule(record: Any) -> KeepRule:
+    try:
+        return KeepRule.from_dict(record)
+    except UsageError:
+        if not isinstance(record, Mapping) or not isinstance(record.get("kind"), str):
+            raise
+        return UnknownKeep(record)
+
+
+def _known_rules(records: Sequence[Any]) -> tuple[SaveRule, ...]:
+    known = []
+    for record in records:
+        try:
+            known.append(SaveRule.from_dict(record))
+        except UsageError:
+            if not isinstance(record, Mapping) or not isinstance(record.get("kind"), str):
+                raise
+    return tuple(known)
+
+
 def _in_a_name(text: str | None) -> str:
     """Text for a file name: "val/f1" must not lead into another folder."""
-    return re.sub(r"[/\\\0]", "_", text or "").lstrip(".")
+    return re.sub(r"[/\\\0]", "_", text or "").lstrip(".")[:_LONGEST_TEXT]
+
+
+@lru_cache(maxsize=256)
+def _problem(template: str) -> str | None:
+    """What is wrong with a template: names that it makes must be found again, and found quickly."""
+    try:
+        fields = [(name, form or "") for _, name, form, _ in Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        return f"cannot be read ({error})"
+    unknown = sorted({name for name, _ in fields} - _FIELDS)
+    if unknown or "/" in template or not template:
+        return f"has {unknown or 'a path'}"
+    if template.startswith(".") or not template.endswith(SUFFIXES):
+        return "makes names that nobody lists"
+    told = [name for name, _ in fields if name in _TEXTS]
+    if len(told) > len(set(told)):
+        return "has a text more than once"
+    # A width of a thousand million would fill the memory: no name is longer than 255.
+    if len(fields) > _LONGEST_NAME or any("{" in form or re.search(r"\d{4}", form) for _, form in fields):
+        return "has a field without sense"
+    try:
+        names = [template.format(**sample) for sample in _SAMPLES]
+    except (ValueError, OverflowError) as error:
+        return f"cannot be filled in ({error})"
+    lost = next((n for n in names if len(os.fsencode(n)) > _LONGEST_NAME or not _pattern(template).fullmatch(n)), None)
+    return None if lost is None else f"makes the name {lost[:100]!r}, which is not found again"
 
 
 @lru_cache(maxsize=256)
@@ -197,10 +292,11 @@ def _pattern(template: str) -> re.Pattern[str]:
         parts.append(re.escape(literal))
         if name is None:
             continue
-        if name in ("epoch", "epochs_finished", "global_step", "stage_number"):
-            parts.append(r"-?\d+")
+        if name in _COUNTS:
+            parts.append(r"-?\d++")
         elif name == "metric":
-            parts.append(r"(?:-?\d+(?:\.\d+)?(?:e[+-]?\d+)?|nan|-?inf)")
+            # Possessive, as are the counts: fields side by side must not be tried in every division.
+            parts.append(r"(?>-?\d++(?:\.\d++)?(?:e[+-]?\d++)?|0*+nan|-?0*+inf)")
         else:
             parts.append(r"[^/]*?")
     return re.compile("".join(parts))
