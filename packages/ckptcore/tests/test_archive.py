@@ -1,5 +1,6 @@
 """An archive holds everything, is proven before an original goes, and never takes a version away."""
 
+import dataclasses
 import errno
 import os
 import re
@@ -14,9 +15,11 @@ import pytest
 import torch
 
 import ckptcore
+from ckptcore import archive as archiving
 from ckptcore import durable, folder, packing
 from ckptcore.archive import archive, archive_name
-from ckptcore.errors import DamagedCheckpoint, DiskFull, FolderBusy, UsageError
+from ckptcore.errors import CheckpointError, DamagedCheckpoint, DiskFull, FolderBusy, UsageError
+from ckptcore.layouts import plain
 from ckptcore.lease import Lease
 from ckptcore.versions import promote
 
@@ -94,12 +97,14 @@ def test_row_4_11_versions_cards_and_pins_stay_and_hidden_files_are_left_alone(r
         ".ckptcore/pins.json",
         ".ckptcore/writer.lock",
         ".gitignore",
+        "config/params.json",
         "resnet50_epoch_5.pth",
         "resnet50_v1.0.0_best.json",
         "resnet50_v1.0.0_best.pth",
     ]
     assert {kept.name: kept.reason for kept in report.kept} == {
         ".ckptcore/pins.json": "the folder's rules and pins",
+        "config/params.json": "packed, and no checkpoint",
         "resnet50_epoch_5.pth": "pinned by hand: the one in the paper",
         "resnet50_v1.0.0_best.json": "a promoted version",
         "resnet50_v1.0.0_best.pth": "a promoted version",
@@ -109,7 +114,60 @@ def test_row_4_11_versions_cards_and_pins_stay_and_hidden_files_are_left_alone(r
 def test_row_1_8_versions_go_as_well_when_that_is_asked_for(run, tmp_path):
     report = archive(run, tmp_path / "old.tar.gz", include_versions=True)
     assert "resnet50_v1.0.0_best.pth" in report.removed
-    assert not [name for name in contents(run) if not name.startswith(".")]
+    assert [name for name in contents(run) if not name.startswith(".")] == ["config/params.json"]
+
+
+def test_what_is_no_checkpoint_is_packed_and_stays(run, tmp_path):
+    others = [
+        "README.md",
+        "config.json",
+        "data/labels.csv",
+        "notes.damaged",
+        "settings/training_history.json",
+    ]
+    for name in others:
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text("mine")
+    (run / "resnet50_epoch_15.pth.damaged2").write_bytes(b"set aside")
+    report = archive(run, tmp_path / "old.tar.gz")
+    assert {"resnet50_epoch_15.pth.damaged2", "training_history.json"} <= set(report.removed)
+    left = {kept.name for kept in report.kept if kept.reason == "packed, and no checkpoint"}
+    assert left == {*others, "config/params.json"} and not left & set(report.removed)
+    assert left <= set(contents(run)) and left <= {member.name for member in report.members}
+
+
+def test_the_records_of_a_run_go_with_its_checkpoint_and_a_policy_names_no_program(tmp_path):
+    run = tmp_path / "xray"
+    ckptcore.save(run / "best.ckpt", {"epoch": 0})
+    for name in ("config.json", "minimal_logging.json", "scores.json", "train.py"):
+        (run / name).write_text("{}")
+    (run / ".ckptcore").mkdir()
+    folder.write_policy(run, dataclasses.replace(plain("loss"), history_file="train.py"))
+    assert set(archive(run, tmp_path / "a.tar.gz").removed) == {
+        *("best.ckpt", "config.json", "minimal_logging.json")
+    }
+    folder.write_policy(run, dataclasses.replace(plain("loss"), history_file="scores.json"))
+    assert archive(run, tmp_path / "b.tar.gz").removed == ("scores.json",)
+    assert (run / "train.py").exists()
+
+
+def test_an_empty_path_is_not_the_current_folder(tmp_path):
+    with pytest.raises(UsageError, match="empty path"):
+        archive("", tmp_path / "a.tar.gz")
+
+
+def test_a_copy_beside_a_writer_that_rotates_names_what_went(run, tmp_path, monkeypatch):
+    real = archiving._list
+
+    def rotated(source):
+        listed = real(source)
+        (source / "resnet50_epoch_5.pth").unlink()
+        return listed
+
+    monkeypatch.setattr(archiving, "_list", rotated)
+    with pytest.raises(CheckpointError, match=r"resnet50_epoch_5\.pth went away"):
+        archive(run, tmp_path / "a.tar.gz", remove=False)
+    assert sorted(os.listdir(tmp_path)) == ["xray"]
 
 
 def test_originals_stay_when_that_is_asked_for(run, tmp_path):
@@ -164,9 +222,11 @@ def test_a_folder_that_a_run_writes_to_is_not_archived(run, tmp_path):
     try:
         with pytest.raises(FolderBusy, match="writer"):
             archive(run, tmp_path / "old.tar.gz")
-        assert archive(run, tmp_path / "copy.tar.gz", remove=False).removed == ()
+        with pytest.raises(FolderBusy, match="writer"):
+            archive(run, tmp_path / "copy.tar.gz", remove=False)
     finally:
         lease.release()
+    assert archive(run, tmp_path / "copy.tar.gz", remove=False).removed == ()
 
 
 def test_links_to_elsewhere_are_neither_followed_nor_deleted(run, tmp_path):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from ckptcore import durable, folder
 from ckptcore.errors import UsageError
-from ckptcore.layouts import plain
+from ckptcore.layouts import plain, staged
 
 
 def test_the_policy_is_read_back_as_it_was_written(tmp_path: Path) -> None:
@@ -44,6 +46,15 @@ def test_a_policy_changed_into_something_else_is_said_and_the_manager_writes_it_
     assert folder.read_policy(tmp_path) is not None
 
 
+@pytest.mark.parametrize("name", ["metric", "mode", "history_file"])
+def test_a_policy_with_something_else_for_a_name_is_said(name: str, tmp_path: Path) -> None:
+    (tmp_path / ".ckptcore").mkdir()
+    changed = plain("loss", "min").policy() | {name: {}}
+    (tmp_path / ".ckptcore" / "policy.json").write_text(json.dumps(changed))
+    with pytest.raises(UsageError, match=f"no name under '{name}'"):
+        folder.read_policy(tmp_path)
+
+
 def test_without_a_hidden_folder_there_is_no_policy_and_no_pin(tmp_path: Path) -> None:
     assert folder.read_policy(tmp_path) is None
     assert folder.read_pins(tmp_path) == {}
@@ -58,9 +69,58 @@ def test_sweeping_takes_unfinished_files_of_both_folders_and_nothing_else(tmp_pa
     hidden = tmp_path / ".ckptcore"
     hidden.mkdir()
     for where in (tmp_path, hidden):
-        durable.temporary_beside(where / "x").write_bytes(b"unfinished")
+        (where / ".ckptcore-killed.tmp").write_bytes(b"unfinished")
+        assert durable.is_temporary(".ckptcore-killed.tmp")
         (where / ".ckptcore-mine").write_bytes(b"")
         (where / "a.tmp").write_bytes(b"")
     folder.sweep(tmp_path)
     left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {".ckptcore-mine", "a.tmp"}
+
+
+@pytest.mark.parametrize("name", ["pins.json", "policy.json"])
+def test_a_folder_in_place_of_a_record_is_said(name: str, tmp_path: Path) -> None:
+    (tmp_path / ".ckptcore" / name).mkdir(parents=True)
+    read = folder.read_pins if name == "pins.json" else folder.read_policy
+    with pytest.raises(UsageError, match="is a folder"):
+        read(tmp_path)
+    if name == "policy.json":
+        with pytest.raises(UsageError, match="is a folder"):
+            folder.write_policy(tmp_path, plain())
+
+
+def test_broken_pins_are_not_said_to_be_written_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / ".ckptcore").mkdir()
+    (tmp_path / ".ckptcore" / "pins.json").write_text("{")
+    with pytest.raises(UsageError, match="pin the files again"):
+        folder.read_pins(tmp_path)
+    assert folder.pins_if_readable(tmp_path) == {}
+    assert "what is pinned is not known" in caplog.text
+
+
+def test_a_name_that_training_gives_to_the_next_checkpoint_is_not_pinned(tmp_path: Path) -> None:
+    (tmp_path / ".ckptcore").mkdir()
+    for name in ("best.pt", "latest.pt", "epoch_1.pt"):
+        (tmp_path / name).write_bytes(b"")
+    folder.write_policy(tmp_path, plain("loss"))
+    for name in ("best.pt", "latest.pt"):
+        with pytest.raises(UsageError, match="Promote it"):
+            folder.pin(tmp_path / name, "paper")
+    folder.pin(tmp_path / "epoch_1.pt", "paper")
+    folder.write_policy(tmp_path, staged("f1"))  # Its best has a name of its own each time.
+    (tmp_path / "best_model_f1_0.9000.pth").write_bytes(b"")
+    folder.pin(tmp_path / "best_model_f1_0.9000.pth", "paper")
+    assert set(folder.read_pins(tmp_path)) == {"epoch_1.pt", "best_model_f1_0.9000.pth"}
+
+
+def test_pins_of_many_at_once_are_all_kept(tmp_path: Path) -> None:
+    files = [tmp_path / f"m{number}.pt" for number in range(24)]
+    for file in files:
+        file.write_bytes(b"")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda file: folder.pin(file, "paper"), files))
+        assert len(folder.read_pins(tmp_path)) == 24
+        list(pool.map(folder.unpin, files[:20]))
+    assert set(folder.read_pins(tmp_path)) == {file.name for file in files[20:]}

@@ -399,3 +399,40 @@ except Exception as error:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("UsageError") and "pip install 'ckptcore[lightning]'" in done.stdout
+
+
+def test_a_name_without_an_ending_gets_one(tmp_path):
+    callback = CheckpointCallback("val_f1", "max", tmp_path, "{epoch}-{value:.2f}")
+    fit(callback, (0.5, 0.6), epochs=2)
+    assert files(tmp_path) == ["1-0.60.ckpt"]
+
+
+def test_two_callbacks_of_one_metric_in_two_folders_each_keep_their_own(tmp_path):
+    first, second = (CheckpointCallback("val_f1", "max", tmp_path / name) for name in "ab")
+    run = trainer(first, second, epochs=2)
+    run.fit(Classifier(script=(0.2, 0.5)), loader(), loader())
+    assert first.state_key != second.state_key
+    assert len(files(tmp_path / "a")) == len(files(tmp_path / "b")) == 1
+    run.save_checkpoint(tmp_path / "all.ckpt")
+    again = [CheckpointCallback("val_f1", "max", tmp_path / name) for name in "ab"]
+    trainer(*again, epochs=3).fit(
+        Classifier(script=(0.2, 0.5, 0.1)), loader(), loader(), ckpt_path=tmp_path / "all.ckpt"
+    )
+    assert [c.run_key for c in again] == [first.run_key, second.run_key]
+    assert [c.best_model_path for c in again] == [first.best_model_path, second.best_model_path]
+
+
+def test_a_folder_that_was_moved_goes_on_with_its_best(tmp_path):
+    callback = CheckpointCallback("val_f1", "max", tmp_path / "old")
+    fit(callback, (0.1, 0.9), epochs=2)
+    (tmp_path / "old").rename(tmp_path / "new")
+    again = CheckpointCallback("val_f1", "max", tmp_path / "new")
+    (name,) = files(tmp_path / "new")
+    model = Classifier(script=(0.1, 0.9, 0.5))
+    trainer(again, epochs=3).fit(model, loader(), loader(), ckpt_path=tmp_path / "new" / name)
+    assert again.run_key == callback.run_key and again.best_model_path == str(tmp_path / "new" / name)
+
+
+def test_a_metric_that_never_appears_is_said_once(tmp_path, caplog):
+    fit(CheckpointCallback("val_acc", "max", tmp_path), (), epochs=3)
+    assert caplog.text.count("no metric 'val_acc' was logged; there are: val_f1, val_loss") == 1

@@ -4,6 +4,7 @@ import pytest
 from trained_folders import copy_run, names, train
 
 import ckptcore
+from ckptcore import layouts
 from ckptcore.catalogue import Catalogue
 from ckptcore.errors import FolderBusy, UsageError
 from ckptcore.lease import Lease
@@ -41,7 +42,8 @@ def test_the_folder_is_given_back(trained):
 
 def test_a_folder_with_a_writer_is_left_alone(trained):
     before = names(trained)
-    with ckptcore.CheckpointManager(trained, handle_signals=False), pytest.raises(FolderBusy):
+    layout = layouts.plain("val_auc", "max", last=10)
+    with ckptcore.CheckpointManager(trained, layout, handle_signals=False), pytest.raises(FolderBusy):
         prune(trained, 0)
     assert names(trained) == before
 

@@ -33,8 +33,11 @@ def listed(python: Path | str, folder: Path) -> list[str]:
     return result.stdout.splitlines()
 
 
-def test_ten_lines_are_ten_or_a_few_more() -> None:
-    assert len([line for line in BLOCKS[0].splitlines() if line.strip()]) <= 12
+def test_ten_lines_are_ten_beside_the_model_and_its_optimizer() -> None:
+    lines = [line for line in BLOCKS[0].splitlines() if line.strip()]
+    given = [line for line in lines if line.startswith(("model = ", "optimizer = "))]
+    assert len(given) == 2 and len(lines) - len(given) == 10
+    assert not any(";" in line for line in lines)
 
 
 def test_ten_lines_train_and_a_second_run_finds_nothing_left_to_do(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ import pytest
 import torch
 from forgery import Parts
 
-from ckptcore import CheckpointManager, load, resume, save, verify
+from ckptcore import CheckpointManager, load, pin, resume, save, verify
 from ckptcore.catalogue import Catalogue
 from ckptcore.errors import NewerFormat, UsageError
-from ckptcore.layouts import Layout, plain
+from ckptcore.layouts import Layout, plain, saved_models
 from ckptcore.rules import Best, EveryEpochs
 
 LAYOUT = plain("loss", "min", last=9)
@@ -288,3 +288,37 @@ def test_a_promoted_version_under_a_name_the_layout_needs_stays_and_is_named(tmp
     with pytest.raises(UsageError, match="promoted version"):
         run(tmp_path, [1], layout, run_key="mine")
     assert version.read_bytes() == before
+
+
+def test_a_history_that_is_nobodys_is_moved_away_before_a_fresh_start(tmp_path: Path) -> None:
+    (tmp_path / "training_history.json").write_text("precious")
+    layout = saved_models("net", "loss", "min")
+    run(tmp_path, [0.5], layout)
+    assert [p.read_text() for p in tmp_path.glob("archived/*/*.json")] == ["precious"]
+    run(tmp_path, [0.4], layout)
+    assert len(list(tmp_path.glob("archived/*"))) == 1
+
+
+def test_pinned_files_of_another_run_stay_where_they_are(tmp_path: Path) -> None:
+    run(tmp_path, [0.5, 0.4])
+    pin(tmp_path / "epoch_2.pt", "paper")
+    with opened(tmp_path) as manager:
+        manager.step(state(1), epoch=0, metrics={"loss": 3.0})
+    assert load(tmp_path / "epoch_2.pt").epochs_finished == 2
+    assert {p.name for p in tmp_path.glob("archived/*/*")} == {"epoch_1.pt", "best.pt", "latest.pt"}
+
+
+@pytest.mark.parametrize("layout", [plain("acc", "max"), plain("loss", "max")], ids=["renamed", "turned"])
+def test_the_best_by_another_metric_or_the_other_way_round_is_kept(
+    layout: Layout, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(tmp_path, [0.5, 0.1, 0.3])
+    with CheckpointManager(tmp_path, layout, asynchronous=False, handle_signals=False) as manager:
+        manager.resume()
+        manager.step(state(9), epoch=3, metrics={"loss": 9.0, "acc": 0.1})
+    assert load(tmp_path / "best.pt").epochs_finished == 4
+    (kept,) = tmp_path.glob("archived/*/best.pt")
+    assert load(kept).epochs_finished == 2
+    assert "the best was chosen by loss (min)" in caplog.text
+    run(tmp_path, [], layout)
+    assert len(list(tmp_path.glob("archived/*"))) == 1

@@ -14,7 +14,7 @@ from ckptcore.catalogue import Catalogue
 from ckptcore.errors import UsageError
 from ckptcore.folder import write_pins
 from ckptcore.layouts import Layout, plain
-from ckptcore.rotation import best_name, best_values, plan_folder, rotate
+from ckptcore.rotation import best_name, best_values, drop_former_bests, plan_folder, rotate
 from ckptcore.rules import Best, ByteBudget, EveryEpochs, KeepAll, LastK
 
 LAYOUT = plain("loss", "min", last=2)
@@ -161,3 +161,28 @@ def test_a_file_somebody_deleted_meanwhile_is_no_error(
 
     monkeypatch.setattr(durable, "remove", remove)
     assert rotate(tmp_path, LAYOUT, "run") == ["epoch_1.pt", "epoch_2.pt"]
+
+
+def test_what_a_pinned_symlink_stands_for_stays(tmp_path: Path) -> None:
+    for epochs in range(1, 6):
+        put(tmp_path / f"epoch_{epochs}.pt", epochs, loss=epochs / 10)
+    (tmp_path / "best.pt").symlink_to("epoch_1.pt")
+    (tmp_path / "paper.pt").symlink_to("epoch_2.pt")
+    (tmp_path / "mine.pt").symlink_to("epoch_3.pt")
+    write_pins(tmp_path, {"paper.pt": "figure 3"})
+    found = plan_folder(tmp_path, LAYOUT, "run")
+    assert found.doomed == ["epoch_3.pt"]
+    reasons = {d.name: d.reason for d in found.decisions}
+    assert reasons["epoch_1.pt"] == "best.pt is a link to it"
+
+
+def test_pins_that_cannot_be_read_are_no_reason_not_to_open_a_folder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path / "best_0.30.pt", 1, 0.3)
+    put(tmp_path / "best_0.50.pt", 2, 0.5)
+    (tmp_path / ".ckptcore").mkdir()
+    (tmp_path / ".ckptcore" / "pins.json").write_text("not json")
+    assert drop_former_bests(tmp_path, SCORED) == []
+    assert "pin the files again" in caplog.text
+    assert len(names(tmp_path)) == 2

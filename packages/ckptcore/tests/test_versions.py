@@ -280,6 +280,26 @@ def test_a_card_that_speaks_of_another_file_is_not_believed(best, tmp_path):
         assert [c.status for c in list_versions(tmp_path)] == ["unreadable"]
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("created", 5),
+        ("training_date", 20260331),
+        ("epochs_finished", "ten"),
+        ("run_key", {}),
+        ("model_digest", 1),
+        ("performance", {"val_auc": [0.5]}),
+        ("parent", {"version": 1, "model_digest": None, "sha256": ""}),
+        ("size", True),
+    ],
+)
+def test_a_card_with_a_value_of_another_type_is_not_believed(best, tmp_path, field, value):
+    card = promote(best, bump="minor")
+    card.card_path.chmod(0o644)
+    card.card_path.write_text(json.dumps(json.loads(card.card_path.read_text()) | {field: value}))
+    assert [c.status for c in list_versions(tmp_path)] == ["unreadable"]
+
+
 def test_versions_and_cards_are_pinned_and_nothing_else(best, tmp_path):
     promote(best, bump="minor")
     (tmp_path / "training_history.json").write_text("{}")

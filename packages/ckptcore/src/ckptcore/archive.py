@@ -1,5 +1,7 @@
 """Putting a folder of checkpoints away: packed, read back, compared byte for byte, and only then deleted.
 
+Everything in the folder is packed; what is deleted is checkpoints and the files that belong to them alone.
+
 At every moment either the originals stand or an archive that was verified after it reached the disk. What a
 kill leaves is one or the other, or both. The archive is plain tar, compressed: ``tar -xf`` unpacks it.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,12 +20,20 @@ from pathlib import Path
 
 from ckptcore import durable, folder
 from ckptcore.cards import pinned_names
+from ckptcore.catalogue import SUFFIXES as CHECKPOINTS
 from ckptcore.errors import CheckpointError, UsageError
 from ckptcore.lease import Lease
 from ckptcore.packing import SUFFIXES, Member, Original, pack, read_back, suffix_of
 
 _log = logging.getLogger(__name__)
 _KEPT_RECORDS = ("policy.json", "pins.json")
+_HISTORY = "training_history.json"
+_RUN_RECORDS = frozenset(
+    {"config.json", "training_summary.json", "classification_report.json", "minimal_logging.json"}
+)
+_SET_ASIDE = re.compile(r"\.damaged\d*$")
+NO_CHECKPOINT = "packed, and no checkpoint"
+"""Why a file stays that does not belong to checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +83,12 @@ def archive(
     remove: bool = True,
     include_versions: bool = False,
 ) -> ArchiveReport:
-    """Pack a folder into one file, prove that the file holds everything, and delete the originals.
+    """Pack a folder into one file, prove that the file holds everything, and delete the checkpoints.
 
-    Promoted versions, their cards and files pinned by hand are packed and stay. Hidden files stay and are not
-    packed, but for the record of the folder's rules and pins.
+    Deleted are checkpoint files, those set aside as damaged, and the JSON files that managers write beside
+    them; programs, data and whatever else lies there is packed and stays. Promoted versions, their cards and
+    files pinned by hand are packed and stay as well. Hidden files stay and are not packed, but for the record
+    of the folder's rules and pins.
 
     Args:
         directory: the folder, with those below it.
@@ -89,15 +102,18 @@ def archive(
         DamagedCheckpoint: what was read back is not what is in the folder; nothing was deleted.
         DiskFull: the archive does not fit; nothing was changed.
     """
+    if not os.fspath(directory) or not os.fspath(to):
+        raise UsageError("expected a folder to archive and a file to make, got an empty path.")
     source, target = Path(directory), Path(to)
     _check_target(source, target)
     durable.make_folder(target.parent)
     durable.require_writable(target.parent)
-    with _sole_writer(source) if remove else ExitStack():
+    with _sole_writer(source, remove):
         found, kept = _list(source)
         if not found:
             raise UsageError(f"{source} holds no files to archive.")
-        pinned = {} if include_versions else _pinned(source, found)
+        pinned = _strangers(found, include_versions)
+        pinned |= {} if include_versions else _pinned(source, found)
         if remove:
             for parent in {file.path.parent for file in found if file.name not in pinned}:
                 durable.require_writable(parent)
@@ -116,7 +132,13 @@ def archive(
 
 def _archive(source: Path, target: Path, found: Sequence[Original]) -> tuple[Member, ...]:
     """Make the archive under a hidden name, prove it, and only then give it its own."""
-    temporary = pack(source, target, found)
+    try:
+        temporary = pack(source, target, found)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{error.filename or target} went away while it was packed; somebody writes to {source}. "
+            "Nothing was changed. Wait until that has ended."
+        ) from error
     try:
         members = read_back(temporary, target, source, found)
         durable.claim(temporary, target)
@@ -154,7 +176,10 @@ def _list(source: Path) -> tuple[list[Original], list[Kept]]:
         for name in sorted(names):
             path = at / name
             shown = path.relative_to(source).as_posix()
-            status = os.lstat(path)
+            try:
+                status = os.lstat(path)
+            except FileNotFoundError:
+                continue  # Rotated away by its writer while we were looking.
             if not stat.S_ISREG(status.st_mode):
                 kept.append(
                     Kept(shown, "a symbolic link" if stat.S_ISLNK(status.st_mode) else "no regular file")
@@ -165,15 +190,58 @@ def _list(source: Path) -> tuple[list[Original], list[Kept]]:
 
 
 @contextmanager
-def _sole_writer(source: Path) -> Iterator[None]:
-    """Hold every checkpoint folder below, so that no run saves into what is being put away."""
+def _sole_writer(source: Path, remove: bool) -> Iterator[None]:
+    """Hold every checkpoint folder below, so that no run saves into what is being put away.
+
+    A copy leaves nothing behind: it holds only those that once had a writer and that it may write to.
+    """
     with ExitStack() as held:
         for where, folders, _ in os.walk(source):
             if folder.HIDDEN in folders:
+                if not remove and not _may_be_held(Path(where)):
+                    continue
                 lease = Lease(Path(where))
                 lease.acquire()
                 held.callback(lease.release)
         yield
+
+
+def _may_be_held(directory: Path) -> bool:
+    """Whether a folder once had a writer, and we may write to it."""
+    lock = folder.hidden(directory) / "writer.lock"
+    return lock.exists() and os.access(lock, os.W_OK) and os.access(lock.parent, os.W_OK)
+
+
+def _strangers(found: Sequence[Original], include_versions: bool) -> dict[str, str]:
+    """The packed files that do not belong to checkpoints, with why they stay."""
+    beside: dict[Path, list[Original]] = {}
+    for file in found:
+        beside.setdefault(file.path.parent, []).append(file)
+    reasons: dict[str, str] = {}
+    for parent, files in beside.items():
+        if parent.name != folder.HIDDEN:
+            ours = _ours(parent, {file.path.name for file in files}, include_versions)
+            reasons |= {file.name: NO_CHECKPOINT for file in files if file.path.name not in ours}
+    return reasons
+
+
+def _ours(parent: Path, names: set[str], include_versions: bool) -> set[str]:
+    """The names in a folder that belong to checkpoints: the files, and what is written beside them."""
+    ours = {name for name in names if _SET_ASIDE.sub("", name).endswith(CHECKPOINTS)}
+    if any(name.endswith(".ckpt") for name in ours):
+        ours |= _RUN_RECORDS
+    if include_versions:
+        ours |= pinned_names(parent)
+    try:
+        layout = folder.read_policy(parent)
+    except CheckpointError as error:
+        _log.warning("the policy of %s cannot be read. %s", parent, error)
+        layout = None
+    if ours or layout is not None:
+        ours.add(_HISTORY)
+    if layout is not None and layout.history_file and layout.history_file.endswith(".json"):
+        ours.add(layout.history_file)
+    return ours
 
 
 def _pinned(source: Path, found: Sequence[Original]) -> dict[str, str]:

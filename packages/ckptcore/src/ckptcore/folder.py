@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from ckptcore import durable
 from ckptcore.errors import UsageError
 from ckptcore.layouts.layout import Layout
 
+_log = logging.getLogger(__name__)
 HIDDEN = ".ckptcore"
 _POLICY = "policy.json"
 _PINS = "pins.json"
@@ -64,6 +66,15 @@ def read_pins(directory: Path) -> dict[str, str]:
     """The files that somebody pinned by hand, with why."""
     found = _read(hidden(directory) / _PINS) or {}
     return {str(name): str(why) for name, why in found.items()}
+
+
+def pins_if_readable(directory: Path) -> dict[str, str]:
+    """The same, for who deletes nothing: a list that cannot be read is said, and taken for an empty one."""
+    try:
+        return read_pins(directory)
+    except UsageError as error:
+        _log.warning("what is pinned is not known: %s", error)
+        return {}
 
 
 def write_pins(directory: Path, pins: dict[str, str]) -> None:

@@ -98,7 +98,7 @@ def is_expanded(path: str, arguments: tuple[Any, ...]) -> bool:
 
     Whoever copies it needs memory for all of them, and a file of a kilobyte can ask for any amount.
     """
-    return prod(arguments[2]) > _elements(path, arguments)
+    return bool(prod(arguments[2]) > _elements(path, arguments))
 
 
 def _elements(path: str, arguments: tuple[Any, ...]) -> int:

@@ -41,7 +41,8 @@ class CheckpointCallback:
         monitor: name of a logged metric.
         mode: "min" for losses, "max" for scores.
         dirpath: the folder, made when training starts.
-        filename: file name with the fields epoch (Lightning's index, from 0), monitor and value.
+        filename: file name with the fields epoch (Lightning's index, from 0), monitor and value; ``.ckpt`` is
+            added where it is missing.
         save_weights_only: leave out optimizers, schedulers and callbacks.
 
     Attributes:
@@ -82,6 +83,7 @@ class CheckpointCallback:
         self.epochs_trained = 0
         self.early_stopping_triggered = False
         self._lease: Lease | None = None
+        self._told_of_absence = False
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         kind = next(c for c in type(self).__mro__ if not getattr(c, "_made_for_trainer", False))
@@ -90,7 +92,18 @@ class CheckpointCallback:
     @property
     def state_key(self) -> str:
         """What Lightning files the callback's state under."""
-        return f"ckptcore.CheckpointCallback{{'monitor': {self.monitor!r}, 'mode': {self.mode!r}}}"
+        return f"{self._watched}, 'dirpath': {str(self.dirpath)!r}}}"
+
+    @property
+    def _watched(self) -> str:
+        return f"ckptcore.CheckpointCallback{{'monitor': {self.monitor!r}, 'mode': {self.mode!r}"
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Mapping[str, Any]) -> None:
+        """Take over the state of the one callback of the same metric, where the folder was moved."""
+        states = checkpoint.get("callbacks", {})
+        same = [key for key in states if str(key).startswith((f"{self._watched}, ", f"{self._watched}}}"))]
+        if self.state_key not in states and len(same) == 1:
+            self.load_state_dict(states[same[0]])
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to know of the best."""
@@ -168,6 +181,12 @@ class CheckpointCallback:
         measured = {
             name: float(value) for name, value in trainer.callback_metrics.items() if value.numel() == 1
         }
+        if self.monitor not in measured and not self._told_of_absence:
+            self._told_of_absence = True
+            _log.warning(
+                "nothing is saved yet: no metric %r was logged; there are: %s",
+                *(self.monitor, ", ".join(sorted(measured)) or "none"),
+            )
         value = finite_score(measured, self.monitor)
         best = None if self.best_model_score is None else float(self.best_model_score)
         better = value is not None and improves(value, best, self.mode)
@@ -276,6 +295,7 @@ def _layout(monitor: str, mode: Mode, filename: str) -> Layout:
         raise UsageError(
             f"expected a file name with epoch, monitor and value, as {TEMPLATE}, got {filename!r}."
         ) from error
+    template += "" if template.endswith(".ckpt") else ".ckpt"
     return replace(run_folder(monitor, mode, latest=False), templates={"best": template})
 
 

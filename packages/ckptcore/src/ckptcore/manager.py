@@ -116,8 +116,15 @@ class CheckpointManager:
         now = (self.layout.metric, self.layout.mode)
         if before is None or before.metric is None or (before.metric, before.mode) == now:
             return
-        what = f"of the best by {before.metric} ({before.mode}); now the layout asks for {now[0]} ({now[1]})"
-        resume.keep_former_best(directory, self.layout, what)
+        kept = rotation.keep_former_best(directory, self.layout, directory / resume.ARCHIVED)
+        if kept is not None:
+            _log.warning(
+                "the best was chosen by %s (%s), and now is by %s (%s). The best so far stays in %s, too.",
+                before.metric,
+                before.mode,
+                *now,
+                kept,
+            )
 
     @property
     def history(self) -> dict[str, list[float]]:

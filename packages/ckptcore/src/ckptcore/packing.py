@@ -195,5 +195,8 @@ def _is_same(file: Original, member: Member, members: dict[str, Member]) -> bool
     if member.link_of is not None:
         first = members.get(member.link_of)
         return first is not None and first.link_of is None and first.sha256 == member.sha256
-    with open(file.path, "rb") as content:
-        return _sha256(content) == member.sha256
+    try:
+        with open(file.path, "rb") as content:
+            return _sha256(content) == member.sha256
+    except FileNotFoundError:
+        return False

@@ -64,6 +64,8 @@ def _number(name: str, value: Any) -> float:
     try:
         return float(value)
     except OverflowError as error:
-        raise UsageError(f"metric {name!r}: expected a number, got one beyond the range of floats.") from error
+        raise UsageError(
+            f"metric {name!r}: expected a number, got one beyond the range of floats."
+        ) from error
     except (TypeError, ValueError) as error:
         raise UsageError(f"metric {name!r}: expected a number, got {type(value).__name__}.") from error

@@ -15,15 +15,13 @@ from ckptcore.layouts.layout import Layout, Moment
 from ckptcore.loading import Checkpoint
 from ckptcore.rules import Past, Progress, finite_score, improves, metrics_watched
 
-
 _log = logging.getLogger(__name__)
 _MAX_EPOCHS = 50_000
 _MAX_MEASURED = 400_000
 
 
 def _longest(metrics: int) -> int:
-    """How many epochs a history of so many metrics keeps: a checkpoint holds no more values than can be read.
-    """
+    """How many epochs a history of so many metrics keeps: a checkpoint holds a million values at most."""
     return max(1, min(_MAX_EPOCHS, _MAX_MEASURED // max(1, metrics)))
 
 
@@ -93,7 +91,7 @@ class RunRecord:
             )  # fmt: skip
 
     def _make_room(self, epoch: int) -> int:
-        """The place of an epoch in the lists; they forget the oldest epochs when they get too long to save."""
+        """The place of an epoch in the lists, which forget the oldest ones when they get too long to save."""
         if epoch < self._first:
             self.history = {name: [] for name in self.history}
             self._first = 0

@@ -162,11 +162,7 @@ def move_other_runs(directory: Path, layout: Layout, run_key: str) -> Path | Non
     Returns:
         The folder, or None where there was nothing to move.
     """
-    try:
-        pins = folder.read_pins(directory)
-    except UsageError as error:
-        _log.warning("what is pinned is not known: %s", error)
-        pins = {}
+    pins = folder.pins_if_readable(directory)
     files = _of_layout(directory, layout)
     ours = {f.name for f in files if f.native and f.header is not None and f.header.run_key == run_key}
     others = [f.name for f in files if f.name not in ours and f.name not in pins]
@@ -190,7 +186,7 @@ def move_abandoned(directory: Path, layout: Layout, run_key: str, now: Progress)
     """
     # A loop that counts no steps is given one an epoch, which says nothing beside a count that was given.
     step = now.global_step if now.global_step > now.epochs_finished else None
-    pins = folder.read_pins(directory)
+    pins = folder.pins_if_readable(directory)
     ahead = []
     for file in _of_layout(directory, layout):
         epochs, steps, _ = file.order

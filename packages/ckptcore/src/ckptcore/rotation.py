@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from ckptcore import durable, folder
@@ -151,6 +151,28 @@ def drop_former_bests(directory: Path, layout: Layout) -> list[str]:
     durable.sync_folder(directory)
     _log.info("rotated away: %s", ", ".join(found.doomed))
     return found.doomed
+
+
+def keep_former_best(directory: Path, layout: Layout, archived: Path) -> Path | None:
+    """Give the best files a name in a dated folder, too: what is best by another metric will replace them.
+
+    They stay where they are, for it may be from them alone that training can go on.
+
+    Returns:
+        The folder, or None where there is no best file.
+    """
+    names = [f.name for f in Catalogue.scan(directory) if "best" in layout.roles_of(f.name)]
+    names = [name for name in names if not is_version(name)]
+    if not names:
+        return None
+    stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}_best"
+    taken = len(list(archived.glob(f"{stamp}*")))
+    target = archived / (f"{stamp}{taken + 1}" if taken else stamp)
+    durable.make_folder(target)
+    for name in names:
+        durable.link_or_copy((directory / name).resolve(), target / name)
+    durable.sync_folder(target)
+    return target
 
 
 def best_name(files: Sequence[Listed], layout: Layout) -> str | None:

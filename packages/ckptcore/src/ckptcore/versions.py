@@ -82,6 +82,9 @@ def promote(
     """
     if (version is None) == (bump is None):
         raise UsageError("expected a version (1.2.0) or a bump (major, minor, patch), and not both.")
+    for what, text in (("notes", notes), ("dataset", dataset), ("model_name", model_name or "")):
+        if text != text.encode("utf-8", "replace").decode("utf-8"):
+            raise UsageError(f"expected {what} to be text, got bytes that are no UTF-8: {text!a}.")
     with reader.opened(file) as (source, fd):
         found = _opened(source, fd)
         folder = source.parent if directory is None else Path(directory)
@@ -110,7 +113,7 @@ def _opened(source: Path, fd: int) -> Opened:
             f"{source.name} is of a foreign format. Import it first (ckpt import), then promote the new file."
         )
     if header is None:
-        raise DamagedCheckpoint(source, verify(source).findings)
+        raise DamagedCheckpoint(source, verify_open(fd, source).findings)
     if header.model_digest is None:
         keys = " or ".join(MODEL_KEYS)
         raise VersionRefused(f"{source.name} holds no model to promote; expected tensors under {keys}.")

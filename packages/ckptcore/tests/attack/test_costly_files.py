@@ -1,14 +1,19 @@
 """Files that are in order, or nearly, and cost far more than they show."""
 
+import json
 import os
 import time
 from pathlib import Path
 
 import pytest
-from forgery import number, safetensors_file, state, torch_zip
+import torch
+from forgery import Parts, number, safetensors_file, state, torch_zip
 
 import ckptcore
+from ckptcore import verifying
 from ckptcore.errors import CheckpointError, DamagedCheckpoint
+from ckptcore.hashing import Stretch, is_intact
+from ckptcore.header import canonical_json
 
 
 def test_a_memo_bomb_is_described_in_bounded_time(tmp_path: Path) -> None:
@@ -61,3 +66,46 @@ def test_a_number_of_many_digits_is_no_trap(tmp_path: Path) -> None:
     found = ckptcore.load(path)
     assert found.header.metrics == {}
     assert found.header.epoch is None
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
+def test_an_expanded_tensor_that_asks_for_gigabytes_is_refused(tmp_path: Path, new: bool) -> None:
+    state = {"epoch": 1, "model_state_dict": {"w": torch.zeros(1).expand(2_000_000, 1000)}}
+    torch.save(state, tmp_path / "a.pt", _use_new_zipfile_serialization=new)
+    with pytest.raises(CheckpointError, match="clone"):
+        ckptcore.load(tmp_path / "a.pt")
+
+
+def test_a_file_that_does_not_fit_into_memory_is_said_as_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    path = tmp_path / "a.pt"
+    torch.save({"w": torch.ones(3)}, path)
+    monkeypatch.setattr(torch, "load", full)
+    with pytest.raises(CheckpointError, match="does not fit into memory"):
+        ckptcore.load(path)
+
+
+def test_forged_sizes_are_damage_and_no_overflow(tmp_path: Path) -> None:
+    parts = Parts.of(ckptcore.save(tmp_path / "a.pt", {"w": torch.ones(4)}))
+    table = json.loads(parts.table())
+    for size in ((1 << 62) - 1, 1 << 40):
+        forged = [[row[0], size, *row[2:]] for row in table["records"]]
+        (tmp_path / "b.pt").write_bytes(parts.build(table=canonical_json({**table, "records": forged})))
+        assert not ckptcore.verify(tmp_path / "b.pt").ok
+        with pytest.raises(DamagedCheckpoint):
+            ckptcore.load(tmp_path / "b.pt")
+    assert not is_intact(Stretch(0, 1 << 62, (1 << 62) - 1, ""))
+    assert not is_intact(Stretch(0, 1 << 63, 1, ""))
+
+
+def test_a_forged_list_of_records_is_not_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = Parts.of(ckptcore.save(tmp_path / "a.pt", {"w": torch.ones(4)}))
+    table = json.loads(parts.table())
+    forged = [[f"data/{number}", 0, "0", ""] for number in range(50_000)]
+    (tmp_path / "b.pt").write_bytes(parts.build(table=canonical_json({**table, "records": forged})))
+    monkeypatch.setattr(verifying, "intact", lambda _: pytest.fail("it was hashed"))
+    assert "not the ones that are written" in ckptcore.verify(tmp_path / "b.pt").findings[0]

@@ -151,3 +151,27 @@ def test_compare_draws_a_picture(ckpt, trained, tmp_path):
     pytest.importorskip("matplotlib")
     ran = ckpt("compare", trained, "--plot", tmp_path / "progress.png")
     assert ran.code == 0 and (tmp_path / "progress.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_rotated_away_meanwhile_is_passed_over_and_what_was_named_is_not(ckpt, trained, monkeypatch):
+    from ckptcore import comparing
+    from ckptcore.cli import verification
+
+    def vanishing(real):
+        def call(path, *rest):
+            (trained / "epoch_1.pt").unlink(missing_ok=True)
+            return real(path, *rest)
+
+        return call
+
+    saved = (trained / "epoch_1.pt").read_bytes()
+    monkeypatch.setattr(verification, "verify", vanishing(verification.verify))
+    monkeypatch.setattr(comparing, "read_header", vanishing(comparing.read_header))
+    for command in ("verify", "compare"):
+        (trained / "epoch_1.pt").write_bytes(saved)
+        ran = ckpt(command, trained)
+        assert ran.code == 0 and "epoch_1.pt is gone" in ran.err, command
+        assert "epoch_1.pt" not in ran.out and "epoch_2.pt" in ran.out
+        (trained / "epoch_1.pt").write_bytes(saved)
+        ran = ckpt(command, trained / "epoch_1.pt")
+        assert ran.code == 2 and "epoch_1.pt" in ran.err, command

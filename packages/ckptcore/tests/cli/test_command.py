@@ -196,3 +196,47 @@ def test_colours_show_on_a_terminal_and_are_refused_by_no_color(trained):
     assert "\x1b[32m* epoch_3.pt" in coloured
     assert max(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in coloured.splitlines()) <= 80
     assert "\x1b" not in on_a_terminal(NO_COLOR="1")
+
+
+def test_an_empty_path_is_wrong_usage_in_every_command(ckpt, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained)
+    calls = [
+        *([name, ""] for name in ("list", "latest", "show", "versions", "du", "verify", "compare", "plan")),
+        *(["diff", "best.pt", ""], ["clean", "", "--keep", 1, "--yes"], ["resume", "", "--dry-run"]),
+        *(["archive", "", "--to", tmp_path / "a.tar.gz"], ["archive", ".", "--to", ""], ["resume", ".", ""]),
+        *(
+            ["import", "", "--to", tmp_path],
+            ["import", "best.pt", "--to", ""],
+            ["compare", ".", "--plot", ""],
+        ),
+        *(["export-weights", "best.pt", "--to", ""], ["promote", "", "--bump", "minor"], ["verify", ".", ""]),
+    ]
+    assert {call[0] for call in calls} == set(COMMANDS)
+    for call in calls:
+        ran = ckpt(*call)
+        assert ran.code == 2 and "got an empty one" in ran.err, call
+
+
+def test_closed_streams_and_a_help_that_nobody_reads_on_are_no_error(trained):
+    command = f"{sys.executable} -c 'from ckptcore.cli import main; main()'"
+    ran = subprocess.run(f"{command} list {trained} >&-", shell=True, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        ran = subprocess.run(
+            f"{command} --help", shell=True, stdout=writer, stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        os.close(writer)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_show_of_a_folder_is_wrong_usage(ckpt, trained):
+    ran = ckpt("show", trained)
+    assert ran.code == 2 and "ckpt list" in ran.err
+
+
+def test_notes_that_are_no_text_are_refused(ckpt, trained):
+    ran = ckpt("promote", trained / "best.pt", "--bump", "minor", "--notes", "bad\udcff")
+    assert ran.code == 2 and "no UTF-8" in ran.err and not list(trained.glob("*_v1*"))

@@ -1,4 +1,5 @@
 import io
+import json
 import shutil
 import subprocess
 import sys
@@ -136,3 +137,20 @@ def test_commands_that_change_a_folder_need_no_torch(trained):
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def test_archive_leaves_what_is_no_checkpoint_and_says_so(ckpt, trained, tmp_path):
+    (trained / "train.py").write_text("print()")
+    ran = ckpt("archive", trained, "--to", tmp_path / "old.tar.gz")
+    assert ran.code == 0 and "Left here: train.py (packed, and no checkpoint)" in ran.out
+    assert (trained / "train.py").exists() and names(trained) == {"train.py"}
+
+
+def test_a_keep_rule_of_ones_own_hinders_the_plan_alone_and_names_the_way_out(ckpt, trained):
+    policy = trained / ".ckptcore" / "policy.json"
+    told = json.loads(policy.read_text()) | {"keep": {"kind": "Mine"}}
+    policy.write_text(json.dumps(told | {"save": [*told["save"], {"kind": "MySave", "role": "periodic"}]}))
+    assert ckpt("list", trained).code == ckpt("latest", trained).code == 0
+    ran = ckpt("plan", trained)
+    assert ran.code == 2 and "keep rule 'Mine' is not known here" in ran.err and "--keep N" in ran.err
+    assert ckpt("plan", trained, "--keep", 2).code == 0

@@ -113,7 +113,7 @@ def good_card(published: VersionCard) -> bytes:
 
 
 @given(seed=st.integers(0, 2**64))
-@settings(by_chance, max_examples=4000)
+@settings(by_chance, max_examples=100)
 def test_no_card_brings_anything_but_errors_of_ours(
     published: VersionCard, good_card: bytes, capsys: pytest.CaptureFixture[str], seed: int
 ) -> None:
@@ -143,7 +143,7 @@ def good_policy(managed: Path) -> bytes:
 
 
 @given(seed=st.integers(0, 2**64))
-@settings(by_chance, max_examples=4000)
+@settings(by_chance, max_examples=100)
 def test_no_recorded_policy_brings_anything_but_errors_of_ours(
     managed: Path, good_policy: bytes, capsys: pytest.CaptureFixture[str], seed: int
 ) -> None:

@@ -242,3 +242,9 @@ def test_budgets_within_budgets_are_decided_in_linear_time() -> None:
     for _ in range(30):
         rule = ByteBudget(200, rule)
     assert kept(rule, run(4)) == ["e3", "e4"]
+
+
+def test_a_clock_that_was_ahead_for_one_save_makes_nothing_later_go() -> None:
+    times = [0.0, 86_400.0 * 3650, 100.0, 200.0]
+    entries = [entry(f"e{epoch}", epoch, created=time) for epoch, time in enumerate(times, start=1)]
+    assert kept(NewestWithin(minutes=2), entries) == ["e2", "e3", "e4"]

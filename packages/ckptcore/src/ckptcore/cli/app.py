@@ -7,6 +7,9 @@ from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
+from typer.models import TyperPath
+
+from ckptcore.errors import UsageError
 
 app = typer.Typer(
     name="ckpt",
@@ -29,6 +32,16 @@ class Command(TyperCommand):
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse, and refuse empty paths: an unset variable of a shell must not mean the current folder."""
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        for parameter in self.params:
+            value = given.get(parameter.name or "")
+            values = value if isinstance(value, (list, tuple)) else (value,)
+            if isinstance(parameter.type, TyperPath) and "" in values:
+                raise UsageError(f"expected a path as {parameter.make_metavar(ctx)}, got an empty one.")
+        return super().parse_args(ctx, args)
 
 
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of checkpoints.", show_default=False)]

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ def mute() -> None:
 def note(text: str) -> None:
     """A line on standard error, where it is in no program's way."""
     finish()
-    sys.stderr.write(text + "\n")
+    with suppress(BrokenPipeError):
+        sys.stderr.write(text + "\n")
 
 
 def colourful() -> bool:

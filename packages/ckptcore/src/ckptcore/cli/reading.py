@@ -199,8 +199,13 @@ def show(
     so nothing is verified beyond the header itself ('ckpt verify' does that).
     """
     from ckptcore.cli.facts import header_facts, header_json, tensor_rows
+    from ckptcore.errors import UsageError
     from ckptcore.loading import read_header
 
+    if file.is_dir():
+        raise UsageError(
+            f"{file} is a folder; expected a checkpoint file. 'ckpt list {file}' shows its files."
+        )
     header = read_header(file)
     rows = tensor_rows(file) if tensors else []
     if json:

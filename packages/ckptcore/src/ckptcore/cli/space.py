@@ -12,7 +12,7 @@ import typer
 from ckptcore.cli.app import Directory, Json, app, examples
 from ckptcore.cli.output import FINDING, note, styled, write, write_json, write_table
 from ckptcore.cli.table import Column, Row
-from ckptcore.cli.text import clean, count, plural, size
+from ckptcore.cli.text import clean, count, listed, plural, size
 
 if TYPE_CHECKING:
     from ckptcore.archive import ArchiveReport
@@ -238,13 +238,14 @@ def archive(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Pack a folder's checkpoints, then delete them.
+    """Pack a folder, then delete its checkpoints.
 
-    The originals go once every byte of the archive was read back. Promoted versions stay. Hard links stay
+    They go, with the JSON files that managers write beside them, once every byte of the archive was read
+    back. Whatever else lies in the folder is packed and stays. Promoted versions stay. Hard links stay
     links in the archive. It refuses while a training run holds the folder.
     """
+    from ckptcore.archive import NO_CHECKPOINT, archive_name
     from ckptcore.archive import archive as pack
-    from ckptcore.archive import archive_name
 
     target = to / archive_name(directory) if to.is_dir() or str(to).endswith("/") else to
     report = pack(directory, target, remove=not keep_originals, include_versions=include_versions)
@@ -256,10 +257,10 @@ def archive(
         told = {"path": report.path, "members": members, "removed": list(report.removed), "kept": kept}
         write_json(told | {"original_bytes": report.original_bytes, "archive_bytes": report.archive_bytes})
         return
-    _write_archived(report)
+    _write_archived(report, NO_CHECKPOINT)
 
 
-def _write_archived(report: ArchiveReport) -> None:
+def _write_archived(report: ArchiveReport, no_checkpoint: str) -> None:
     columns = [Column("packed"), Column("size", right=True), Column("sha256", drop=1)]
     links = [f"= {clean(m.link_of)}" if m.link_of else m.sha256[:12] for m in report.members]
     sizes = ["link" if m.link_of else size(m.size) for m in report.members]
@@ -270,5 +271,9 @@ def _write_archived(report: ArchiveReport) -> None:
     write(f"{clean(str(report.path))}: {packed} in {size(report.archive_bytes)}, read back and verified")
     gone = plural(len(report.removed), "file")
     write(f"Deleted here: {gone}" if report.removed else "Nothing was deleted here")
+    others = [kept.name for kept in report.kept if kept.reason == no_checkpoint]
     for kept in report.kept:
-        write(f"Left here: {clean(kept.name)} ({clean(kept.reason)})")
+        if kept.reason != no_checkpoint:
+            write(f"Left here: {clean(kept.name)} ({clean(kept.reason)})")
+    if others and report.removed:
+        write(f"Left here: {listed(others)} ({no_checkpoint})")

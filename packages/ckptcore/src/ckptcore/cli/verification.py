@@ -78,7 +78,7 @@ def _below(directory: Path) -> Iterator[Path]:
 
 
 def check(files: Sequence[Path], named: Collection[Path] = ()) -> list[Checked]:
-    """Check every file once, however many names it has; one that its writer rotated away meanwhile is no matter.
+    """Check every file once, however many names it has; what was rotated away meanwhile is passed over.
 
     Args:
         files: the files.

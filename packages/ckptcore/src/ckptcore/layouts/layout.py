@@ -150,8 +150,9 @@ class Layout:
         )
         if name.startswith(".") or len(os.fsencode(name)) > _LONGEST_NAME:
             raise UsageError(
-                f"layout {self.name}: the template {self.templates[role]!r} of {role} makes {name!r}; expected "
-                f"a name that does not begin with a dot, of at most {_LONGEST_NAME} bytes. Give a short stage."
+                f"layout {self.name}: the template {self.templates[role]!r} of {role} makes {name!r}; "
+                f"expected a name without a dot before it, of at most {_LONGEST_NAME} bytes. "
+                "Give the stage a short name."
             )
         return name
 
@@ -280,7 +281,9 @@ def _problem(template: str) -> str | None:
         names = [template.format(**sample) for sample in _SAMPLES]
     except (ValueError, OverflowError) as error:
         return f"cannot be filled in ({error})"
-    lost = next((n for n in names if len(os.fsencode(n)) > _LONGEST_NAME or not _pattern(template).fullmatch(n)), None)
+    lost = next(
+        (n for n in names if len(os.fsencode(n)) > _LONGEST_NAME or not _pattern(template).fullmatch(n)), None
+    )
     return None if lost is None else f"makes the name {lost[:100]!r}, which is not found again"
 
 
@@ -296,7 +299,7 @@ def _pattern(template: str) -> re.Pattern[str]:
             parts.append(r"-?\d++")
         elif name == "metric":
             # Possessive, as are the counts: fields side by side must not be tried in every division.
-            parts.append(r"(?>-?\d++(?:\.\d++)?(?:e[+-]?\d++)?|0*+nan|-?0*+inf)")
+            parts.append(r"(?>0*+nan|-?0*+inf|-?\d++(?:\.\d++)?(?:e[+-]?\d++)?)")
         else:
             parts.append(r"[^/]*?")
     return re.compile("".join(parts))
