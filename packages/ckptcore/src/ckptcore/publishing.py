@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ckptcore import durable, folder, rotation
+from ckptcore import durable, folder
 from ckptcore.catalogue import Catalogue, Listed
 from ckptcore.errors import DamagedCheckpoint, UsageError
 from ckptcore.layouts.layout import Layout
+from ckptcore.semver import is_version
 from ckptcore.verifying import verify
 
 READ_ONLY = 0o444
@@ -54,7 +55,7 @@ def publish(
         durable.copy_durable(file.path, place / file.name, mode=READ_ONLY)
     published = {file.name for file in files}
     for old in Catalogue.scan(place):
-        former = names.roles_of(old.name) and old.native and not rotation.is_version(old.name)
+        former = names.roles_of(old.name) and old.native and not is_version(old.name)
         if former and old.name not in published:
             durable.remove(old.path)
     durable.sync_folder(place)
@@ -68,6 +69,6 @@ def _publishable(catalogue: Catalogue, layout: Layout) -> list[Listed]:
         file
         for file in catalogue.of_run(run_key)
         if set(layout.roles_of(file.name)) - hidden
-        and not rotation.is_version(file.name)
+        and not is_version(file.name)
         and not (file.header and file.header.reason in ("exception", "nonfinite"))
     ]

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ckptcore import durable, folder, rotation
+from ckptcore import durable, folder
 from ckptcore.catalogue import Catalogue, Listed
 from ckptcore.errors import CheckpointError, DamagedCheckpoint, NewerFormat, UnknownFormat, UsageError
 from ckptcore.header import Header
 from ckptcore.layouts.layout import Layout
 from ckptcore.loading import Checkpoint, load, read_header
 from ckptcore.rules import Progress
+from ckptcore.semver import is_version
 
 _log = logging.getLogger(__name__)
 ARCHIVED = "archived"
@@ -115,7 +116,7 @@ def finish(found: Checkpoint, layout: Layout) -> list[str]:
     told = header.metadata.get("names")
     missing = []
     for name in told if isinstance(told, list) else []:
-        if type(name) is not str or "/" in name or not layout.roles_of(name) or rotation.is_version(name):
+        if type(name) is not str or "/" in name or not layout.roles_of(name) or is_version(name):
             continue
         at = folder_of_it / name
         if not at.is_symlink() and (not at.exists() or _is_before(at, header)):
@@ -210,7 +211,7 @@ def make_way(directory: Path, run_key: str, names: Sequence[str]) -> Path | None
         UsageError: it is a promoted version, which stays where it is.
     """
     for name in names:
-        if rotation.is_version(name) and (directory / name).exists():
+        if is_version(name) and (directory / name).exists():
             raise UsageError(
                 f"{name} is a promoted version and stays as it is; the layout gives new files its name. "
                 "Give the layout another name."
@@ -231,9 +232,7 @@ def _may_be_replaced(path: Path, run_key: str) -> bool:
 
 def _of_layout(directory: Path, layout: Layout) -> list[Listed]:
     """The files that have one of the layout's names and are no promoted version."""
-    return [
-        f for f in Catalogue.scan(directory) if layout.roles_of(f.name) and not rotation.is_version(f.name)
-    ]
+    return [f for f in Catalogue.scan(directory) if layout.roles_of(f.name) and not is_version(f.name)]
 
 
 def _archive(directory: Path, names: Sequence[str], what: str) -> Path:

@@ -23,7 +23,7 @@ from ckptcore.rules import (
     metrics_watched,
     plan,
 )
-from ckptcore.semver import is_version as is_version
+from ckptcore.semver import is_version
 from ckptcore.verifying import verify
 
 _log = logging.getLogger(__name__)

@@ -234,15 +234,17 @@ def archive(
     ] = False,
     include_versions: Annotated[
         bool,
-        typer.Option("--include-versions", help="Pack promoted versions too; they never leave the folder."),
+        typer.Option(
+            "--include-versions", help="Promoted versions and pinned files go too, once they are packed."
+        ),
     ] = False,
     json: Json = False,
 ) -> None:
     """Pack a folder, then delete its checkpoints.
 
     They go, with the JSON files that managers write beside them, once every byte of the archive was read
-    back. Whatever else lies in the folder is packed and stays. Promoted versions stay. Hard links stay
-    links in the archive. It refuses while a training run holds the folder.
+    back. Promoted versions, pinned files and whatever else lies in the folder is packed and stays. Hard
+    links stay links in the archive. It refuses while a training run holds the folder.
     """
     from ckptcore.archive import NO_CHECKPOINT, archive_name
     from ckptcore.archive import archive as pack
