@@ -69,7 +69,9 @@ def use(found: ckptcore.Checkpoint) -> None:
             break
         value = stack.pop()
         if isinstance(value, torch.Tensor) and value.numel() < 100_000:
-            value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).sum() if value.numel() else None
+            # A clone: contiguous() keeps odd strides of dimensions of one element, and view() minds them.
+            plain = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            plain.reshape(-1).view(torch.uint8).sum() if value.numel() else None
         elif isinstance(value, dict):
             stack += [*value.values()]
         elif isinstance(value, (list, tuple)):
@@ -110,3 +112,8 @@ def test_minutes_of_mutants_bring_nothing_but_errors_of_ours(seeds: Seeds, victi
             ) from error
         count += 1
     assert count > SLOW_SECONDS
+
+
+def test_a_tensor_of_one_element_and_an_odd_stride_is_read(seeds: Seeds, victim: Path) -> None:
+    mutator = next(m for m in MUTATORS if m.__name__ == "grammar_foreign")
+    open_in_every_way(victim, mutator(seeds, random.Random(1416731705832490406)))
