@@ -22,7 +22,8 @@ def random_tensor(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> 
 
 def raw(tensor: torch.Tensor) -> bytes:
     """The row-major bytes of a tensor."""
-    plain = tensor.detach().as_subclass(torch.Tensor).resolve_conj().resolve_neg().contiguous()
+    plain = tensor.detach().as_subclass(torch.Tensor).resolve_conj().resolve_neg()
+    plain = plain.clone(memory_format=torch.contiguous_format)  # contiguous() keeps odd strides of size 1
     return plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b""
 
 
