@@ -150,3 +150,16 @@ def test_a_lease_that_could_not_be_completed_is_not_kept(
     lease = Lease(tmp_path)
     lease.acquire()
     lease.release()
+
+
+def test_a_folder_in_the_place_of_the_note_does_not_keep_the_lock_away(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / ".ckptcore" / "writer.json").mkdir(parents=True)
+    lease = Lease(tmp_path)
+    lease.acquire()
+    assert "is not noted" in caplog.text
+    with pytest.raises(FolderBusy):
+        Lease(tmp_path).acquire()
+    lease.release()
+    Lease(tmp_path).acquire()

@@ -10,7 +10,7 @@ import torch
 from states import difference, tiny_state
 
 import ckptcore
-from ckptcore.errors import UnknownFormat
+from ckptcore.errors import DamagedCheckpoint, UnknownFormat
 
 DATA = Path(__file__).parent / "data"
 
@@ -141,3 +141,22 @@ def test_a_checkpoint_knows_its_path_and_header(tiny_file: Path) -> None:
     assert found.path == tiny_file
     assert found.header.roles == ("latest",)
     assert found["note"] == tiny_state()["note"]
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_garbage_collection_goes_on_as_before_whether_a_load_ends_well_or_not(
+    tiny_file: Path, wanted: bool
+) -> None:
+    data = bytearray(tiny_file.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged = tiny_file.with_name("damaged.pt")
+    damaged.write_bytes(data)
+    try:
+        (gc.enable if wanted else gc.disable)()
+        ckptcore.load(tiny_file)
+        assert gc.isenabled() is wanted
+        with pytest.raises(DamagedCheckpoint):
+            ckptcore.load(damaged)
+        assert gc.isenabled() is wanted
+    finally:
+        gc.enable()

@@ -6,11 +6,13 @@ never.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.nn.parameter import is_lazy
+
+from ckptcore.errors import some_of
 
 ELEMENTWISE = frozenset(
     {
@@ -46,9 +48,9 @@ def module_problems(live: Mapping[str, Any], saved: Any, strict: bool) -> tuple[
     missing = [name for name in live if name not in saved]
     unexpected = [name for name in saved if name not in live]
     if missing:
-        softer.append(f"not in the checkpoint, but in the model: {_some(missing)}.")
+        softer.append(f"not in the checkpoint, but in the model: {some_of(missing)}.")
     if unexpected:
-        softer.append(f"in the checkpoint, but not in the model: {_some(unexpected)}.")
+        softer.append(f"in the checkpoint, but not in the model: {some_of(unexpected)}.")
     for name, own in live.items():
         if name not in saved or not isinstance(own, torch.Tensor) or is_lazy(own):
             continue
@@ -99,7 +101,7 @@ def _group_problems(
     # not.
     if absent and foreign:
         problems.append(
-            f"group {index}: of another kind of optimizer: has {_some(foreign)}, lacks {_some(absent)}."
+            f"group {index}: of another kind of optimizer: has {some_of(foreign)}, lacks {some_of(absent)}."
         )
     named, saved_names = own.get("param_names"), group.get("param_names")
     if named and saved_names and list(named) != list(saved_names):
@@ -154,7 +156,7 @@ def scheduler_problems(own: Any, saved: Any) -> list[str]:
     absent = {key for key in own.keys() - saved.keys() if not str(key).startswith("_")}
     foreign = {key for key in saved.keys() - own.keys() - {"verbose"} if not str(key).startswith("_")}
     if absent and foreign:
-        return [f"of another kind of scheduler: has {_some(foreign)}, lacks {_some(absent)}."]
+        return [f"of another kind of scheduler: has {some_of(foreign)}, lacks {some_of(absent)}."]
     problems = []
     for key, what in (("base_lrs", "learning rate(s)"), ("_schedulers", "inner scheduler(s)")):
         ours, theirs = own.get(key), saved.get(key)
@@ -178,7 +180,7 @@ def scaler_problems(own: Mapping[str, Any], saved: Any) -> list[str]:
             "Build it with enabled=True."
         ]
     missing = own.keys() - saved.keys()
-    return [f"lacks {_some(missing)}."] if missing else []
+    return [f"lacks {some_of(missing)}."] if missing else []
 
 
 def tree_problems(own: Any, saved: Any, name: str = "") -> list[str]:
@@ -191,7 +193,7 @@ def tree_problems(own: Any, saved: Any, name: str = "") -> list[str]:
         if not isinstance(saved, Mapping):
             return [f"{at}expected a dict, got {type(saved).__name__}."]
         missing = [key for key in own if key not in saved]
-        problems = [f"{at}lacks {_some(missing)}."] if missing else []
+        problems = [f"{at}lacks {some_of(missing)}."] if missing else []
         for key in own.keys() & saved.keys():
             problems += tree_problems(own[key], saved[key], f"{name}.{key}" if name else str(key))
         return problems
@@ -201,9 +203,3 @@ def tree_problems(own: Any, saved: Any, name: str = "") -> list[str]:
         pairs = enumerate(zip(own, saved, strict=True))
         return [line for index, (a, b) in pairs for line in tree_problems(a, b, f"{name}[{index}]")]
     return []
-
-
-def _some(names: Iterable[Any]) -> str:
-    """The first five names, and how many more there are."""
-    listed = sorted(map(str, names)) if isinstance(names, (set, frozenset)) else [str(name) for name in names]
-    return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")

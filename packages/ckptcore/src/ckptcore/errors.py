@@ -6,8 +6,9 @@ describes (EIO, for one) pass through unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 
 class CheckpointError(Exception):
@@ -137,13 +138,14 @@ class WeightsMismatch(CheckpointError):
         self.missing, self.unexpected = tuple(missing), tuple(unexpected)
         self.other_shape = tuple(other_shape)
         kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", other_shape))
-        parts = [f"{len(names)} {kind}: {_some(names)}" for kind, names in kinds if names]
+        parts = [f"{len(names)} {kind}: {some_of(names)}" for kind, names in kinds if names]
         super().__init__(
             f"{self.path.name} does not fit the model: {'; '.join(parts)}. Nothing was loaded. "
             "Build the model as it was when it was saved, or load what fits with strict=False."
         )
 
 
-def _some(names: Sequence[str]) -> str:
+def some_of(names: Iterable[Any]) -> str:
     """The first five names, and how many more there are."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    listed = sorted(map(str, names)) if isinstance(names, (set, frozenset)) else [str(name) for name in names]
+    return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")

@@ -47,7 +47,7 @@ class Lease:
         self._held_by = os.getpid()
         try:
             durable.write_text(self._note, json.dumps(_me(), indent=2) + "\n")
-        except DiskFull as error:
+        except (DiskFull, IsADirectoryError) as error:
             # The lock is what counts; who has no room for the note may still read, resume and free some.
             _log.warning("who holds %s is not noted: %s", self._directory, error)
         except BaseException:

@@ -12,6 +12,7 @@ from ckptcore.dtypes import numel, torch_dtype
 from ckptcore.errors import CheckpointError, DamagedCheckpoint
 from ckptcore.hashing import Stretch, intact
 from ckptcore.header import Header
+from ckptcore.memory import without_collection
 from ckptcore.plain import Atom, TensorSlot
 from ckptcore.reader import Opened, find_summary, looks_native, open_native, opened
 
@@ -63,7 +64,8 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu", *, mmap: bool 
         with opened(path) as (file, fd):
             header = find_summary(fd, file)
             if header is not None:
-                mapping = _load_native(fd, open_native(fd, header), map_location, mmap)
+                with without_collection():
+                    mapping = _load_native(fd, open_native(fd, header), map_location, mmap)
             elif looks_native(fd):
                 raise DamagedCheckpoint(file, foreign.why_not_native(fd))
             else:
@@ -167,7 +169,13 @@ def _copied_tensors(fd: int, found: Opened) -> Tensors:
             name = f"data/{index}"
             tensors[index] = _tensor_in(arena, at, found.specs[index])
             data_at = found.placed[name].data_at
-            stretches[index] = Stretch(fd, data_at, size, records[name].digest, view[at : at + size])
+            stretches[index] = Stretch(
+                fd,
+                data_at,
+                size,
+                records[name].digest,
+                view[at : at + size],
+            )
     return tensors, stretches
 
 
