@@ -1,7 +1,9 @@
-"""Hypothesis profiles: `sample` for `make test`, `thorough` for `make test-slow`."""
+"""Hypothesis profiles (`sample` for `make test`, `thorough` for `make test-slow`), counts, real images."""
 
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # No deadline: examples here wait for fsync on disks that other programs use too. In CI every run has the same
@@ -15,3 +17,27 @@ _COMMON = {
 settings.register_profile("sample", max_examples=50, derandomize="CI" in os.environ, **_COMMON)
 settings.register_profile("thorough", max_examples=2000, **_COMMON)
 settings.load_profile("sample")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What a test counted and wants seen though it passed: `record_property("shown", text)`."""
+    told = [
+        (report.nodeid, text)
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.getreports(outcome)
+        for name, text in report.user_properties
+        if name == "shown"
+    ]
+    if told:
+        terminalreporter.section("counted")
+    for test, text in told:
+        terminalreporter.write_line(f"{test.rsplit('::', 1)[-1]}:\n{text}")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Real images for tests: ``../shared/data`` beside the checkout, or ``$RADFUSE_TEST_DATA``."""
+    folder = Path(os.environ.get("RADFUSE_TEST_DATA") or Path(__file__).parents[1] / "shared" / "data")
+    if not (folder / "README.md").is_file():
+        pytest.skip(f"NO REAL IMAGES: {folder} is missing; set RADFUSE_TEST_DATA to a folder that has them")
+    return folder

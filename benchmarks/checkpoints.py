@@ -143,6 +143,40 @@ def stall_rows(name: str, state: dict[str, Any], folder: Path, cores: int, pairs
     return rows
 
 
+def gpu_rows(name: str, shapes: list[tuple[int, ...]], folder: Path, pairs: int) -> list[Row]:
+    """How long the loop waits for an asynchronous save of a state on the GPU, against the bus alone."""
+    state = training_state(shapes, "cuda")
+    sources = tensors_of(state)
+    pinned = [torch.empty(source.shape, dtype=source.dtype, pin_memory=True) for source in sources]
+
+    def copy() -> None:
+        for buffer, source in zip(pinned, sources, strict=True):
+            buffer.copy_(source, non_blocking=True)
+        torch.cuda.synchronize()
+
+    epoch = iter(range(10**6))
+    with ckptcore.CheckpointManager(folder / "gpu", handle_signals=False) as manager:
+
+        def step() -> float:
+            torch.cuda.synchronize()
+            saved = manager.step(state, epoch=next(epoch))
+            assert saved is not None
+            manager.wait()
+            return saved.stall_seconds
+
+        return [
+            paired(
+                f"{name} on the GPU: loop stall of an asynchronous save",
+                step,
+                "copies to pinned memory, at the bus's speed",
+                lambda: seconds(copy),
+                pairs=pairs,
+                cores=len(os.sched_getaffinity(0)),
+                limit=1.3,
+            )
+        ]
+
+
 def _dcp_async(state: dict[str, Any], folder: Path) -> float:
     import torch.distributed.checkpoint as dcp
 
@@ -232,32 +266,40 @@ def load_rows(name: str, state: dict[str, Any], folder: Path, cores: int, pairs:
 
 
 def listing(folder: Path, counts: tuple[int, ...], runs: int) -> list[list[str]]:
-    """A cold `ckpt list` of many checkpoints."""
-    rows = []
-    state = {"epoch": 0, "model_state_dict": {f"w{i}": torch.zeros(4) for i in range(60)}}
+    """A cold `ckpt list` of many checkpoints: its time, and what each file more than the row before adds."""
+    rows: list[list[str]] = []
+    median, count_before, each_before = 0.0, 0, 0.0
     for count in counts:
-        target = folder / f"list{count}"
-        for i in range(count):
-            ckptcore.save(
-                target / f"epoch_{i + 1}.pt",
-                {**state, "epoch": i},
-                {"run_key": "bench", "metrics": {"val_auc": 0.5 + i / 10**4}},
-            )
-        command = [str(Path(sys.executable).with_name("ckpt")), "list", str(target)]
+        command = [str(Path(sys.executable).with_name("ckpt")), "list", str(_many(folder, count))]
         times = sorted(process_seconds(command) for _ in range(runs))
-        verdict = (
-            "" if count != 1000 else "met (0.5 s)" if statistics.median(times) <= 0.5 else "NOT met (0.5 s)"
-        )
+        each = (statistics.median(times) - median) / (count - count_before)
+        median, count_before = statistics.median(times), count
+        verdicts = [f"{'met' if median <= 0.5 else 'NOT met'} (0.5 s)"] if count == 1000 else []
+        if len(rows) > 1:
+            linear = each <= 1.5 * each_before
+            verdicts.append(f"{'linear' if linear else 'NOT linear'} (at most 1.5 x the row before, a file)")
+        shown = f"{each * 1e3:.2f} ms" if rows else ""
         rows.append(
             [
                 f"{count:,}",
-                f"{statistics.median(times):.3f} s",
+                f"{median:.3f} s",
                 f"{times[0]:.3f} to {times[-1]:.3f} s",
-                verdict,
+                shown,
+                "; ".join(verdicts),
             ]
         )
-        shutil.rmtree(target)
+        each_before = each
     return rows
+
+
+def _many(folder: Path, count: int) -> Path:
+    """A folder of so many small checkpoints of one run."""
+    target = folder / f"list{count}"
+    state = {"epoch": 0, "model_state_dict": {f"w{i}": torch.zeros(4) for i in range(60)}}
+    for i in range(count):
+        metadata = {"run_key": "bench", "metrics": {"val_auc": 0.5 + i / 10**4}}
+        ckptcore.save(target / f"epoch_{i + 1}.pt", {**state, "epoch": i}, metadata)
+    return target
 
 
 def one_files_bytes(folder: Path) -> tuple[int, int, int]:
@@ -290,17 +332,23 @@ def main() -> None:
                     for measure in (stall_rows, save_rows, load_rows):
                         rows += measure(name, state, folder, cores, options.pairs)
                         sys.stderr.write(markdown(HEADINGS, [rows[-1].cells()]).splitlines()[-1] + "\n")
-        lists = listing(folder, (250, 1000, 2000), 11)
+        gpu = "GPU: not measured, there is none."
+        if torch.cuda.is_available():
+            gpu = ""
+            for name, shapes in STATES.items():
+                rows += gpu_rows(name, shapes(), folder, options.pairs)
+        lists = listing(folder, (250, 1000, 2000, 4000), 11)
         names, one, together = one_files_bytes(folder)
     text = "\n\n".join(
         [
             "# Checkpoints: speed",
             f"{today()}, `python -m benchmarks.checkpoints --pairs {options.pairs}`; {machine()}.",
             "Ratios are ours / peer, pair by pair in one run; below 1 is faster. A load is the first one "
-            "of a fresh process, from the page cache. The ResNet-50's state has 282 MB, the U-Net's 231 MB.",
+            "of a fresh process, from the page cache. The ResNet-50's state has 282 MB, the U-Net's 231 MB. "
+            f"{gpu}".strip(),
             markdown(HEADINGS, [row.cells() for row in rows]),
             "## A cold `ckpt list`",
-            markdown(["checkpoints", "median", "range", "limit"], lists),
+            markdown(["checkpoints", "median", "range", "each further file", "limit"], lists),
             "## Names of one epoch",
             f"{names} names (best, latest, epoch_1, final) take {together:,} bytes on disk; one file takes "
             f"{one:,}.",

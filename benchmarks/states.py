@@ -38,8 +38,13 @@ def unet3d_shapes() -> list[Shape]:
     return shapes
 
 
-def training_state(shapes: list[Shape]) -> dict[str, Any]:
+def training_state(shapes: list[Shape], device: str = "cpu") -> dict[str, Any]:
     """Model and AdamW state for parameters of these shapes, in float32."""
+    with torch.device(device):
+        return _made(shapes)
+
+
+def _made(shapes: list[Shape]) -> dict[str, Any]:
     torch.manual_seed(0)
     return {
         "epoch": 1,

@@ -13,6 +13,7 @@ from datetime import date
 
 import pytest
 import torch
+from unreadable import make_unreadable
 
 import ckptcore
 from ckptcore import archive as archiving
@@ -241,6 +242,22 @@ def test_links_to_elsewhere_are_neither_followed_nor_deleted(run, tmp_path):
     assert reasons["pipe"] == "no regular file"
     assert (run / "link.pth").is_symlink() and (run / "folder").is_symlink()
     assert "secret" not in str(report.members)
+
+
+@pytest.mark.parametrize("remove", [True, False])
+def test_a_folder_that_cannot_be_read_stops_everything(run, tmp_path, monkeypatch, remove):
+    before = contents(run)
+    with monkeypatch.context() as patch:
+        make_unreadable(patch, run / "config")
+        with pytest.raises(PermissionError, match="config"):
+            archive(run, tmp_path / "old.tar.gz", remove=remove)
+    assert sorted(os.listdir(tmp_path)) == ["xray"] and contents(run).items() >= before.items()
+
+
+def test_a_hidden_folder_that_cannot_be_read_stays_and_stops_nothing(run, tmp_path, monkeypatch):
+    (run / ".git").mkdir()
+    make_unreadable(monkeypatch, run / ".git")
+    assert [m.name for m in archive(run, tmp_path / "old.tar.gz").members] == PACKED
 
 
 def test_a_file_that_changes_while_it_is_packed_stops_everything(run, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import os
 import subprocess
 
 import pytest
+from unreadable import make_unreadable
 
 from ckptcore.disk_usage import KINDS, disk_usage
 from ckptcore.errors import UsageError
@@ -85,3 +86,9 @@ def test_links_are_not_followed_and_an_absent_folder_is_said(saved_models, tmp_p
 def test_an_empty_folder_has_no_rows(tmp_path):
     found = disk_usage(tmp_path)
     assert found.rows == () and found.total.files == 0 and set(found.total.kinds) == set(KINDS)
+
+
+def test_a_folder_below_that_cannot_be_read_is_an_error(saved_models, monkeypatch):
+    make_unreadable(monkeypatch, saved_models / "head" / "deep")
+    with pytest.raises(PermissionError, match="deep"):
+        disk_usage(saved_models)

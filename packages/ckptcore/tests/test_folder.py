@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -124,3 +125,22 @@ def test_pins_of_many_at_once_are_all_kept(tmp_path: Path) -> None:
         assert len(folder.read_pins(tmp_path)) == 24
         list(pool.map(folder.unpin, files[:20]))
     assert set(folder.read_pins(tmp_path)) == {file.name for file in files[20:]}
+
+
+@pytest.mark.parametrize("name", ["pins.json", "policy.json"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_no_file_in_place_of_a_record_is_said_without_waiting(
+    name: str, kind: str, tmp_path: Path
+) -> None:
+    place = tmp_path / ".ckptcore" / name
+    place.parent.mkdir()
+    if kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place.symlink_to("/dev/zero")
+    read = folder.read_pins if name == "pins.json" else folder.read_policy
+    with pytest.raises(UsageError, match="is no regular file"):
+        read(tmp_path)
+    if name == "policy.json":
+        with pytest.raises(UsageError, match="is no regular file"):
+            folder.write_policy(tmp_path, plain())

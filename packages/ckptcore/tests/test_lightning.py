@@ -160,6 +160,35 @@ def test_row_3_4_the_pages_usage_with_a_real_binary_run(tmp_path):
     }
 
 
+def test_row_3_3_the_pages_own_arguments_are_taken_and_a_best_epoch_that_is_none_is_said(tmp_path, caplog):
+    manager = BinaryClassificationCheckpointManager(
+        data_folder=tmp_path, model_name="convnext", loss_function="soft_dice"
+    )
+    callback = manager.get_checkpoint_callback(monitor="val_f1", mode="max")
+    trainer, model = fit(callback, (0.2, 0.5, 0.713, 0.6))
+    test_results = trainer.test(model, loader(), verbose=False)
+    best_f1_score = float(callback.best_model_score)
+    manager.save_training_metadata(
+        {
+            "best_epoch": trainer.current_epoch,
+            "num_epochs_trained": trainer.current_epoch + 1,
+            "test_results": test_results[0] if test_results else {},
+        }
+    )
+    manager.save_minimal_logging(
+        best_epoch=trainer.current_epoch,
+        best_metric_value=best_f1_score,
+        best_metric_name="val_f1",
+        num_epochs_trained=trainer.current_epoch + 1,
+    )
+    # After fit() current_epoch is how many epochs ran, so the page's own figures are not the best file's.
+    assert "best_epoch 4 was given, and the best checkpoint is of epoch 2" in caplog.text
+    summary = json.loads((manager.directory / "training_summary.json").read_text())
+    assert (summary["best_epoch"], summary["num_epochs_trained"]) == (4, 5)
+    minimal = json.loads((manager.directory / "minimal_logging.json").read_text())
+    assert minimal["best_epoch"] == 4 and minimal["num_epochs_trained"] == 5
+
+
 def test_row_3_4_one_best_file_is_kept_and_there_is_never_none(tmp_path):
     seen = []
 
@@ -436,3 +465,40 @@ def test_a_folder_that_was_moved_goes_on_with_its_best(tmp_path):
 def test_a_metric_that_never_appears_is_said_once(tmp_path, caplog):
     fit(CheckpointCallback("val_acc", "max", tmp_path), (), epochs=3)
     assert caplog.text.count("no metric 'val_acc' was logged; there are: val_f1, val_loss") == 1
+
+
+def test_a_fresh_start_moves_an_earlier_runs_best_of_the_same_name_away(tmp_path):
+    script, name = (0.5,), "best-epoch00-val_f1-0.500.ckpt"
+    first, second = (CheckpointCallback("val_f1", "max", tmp_path) for _ in range(2))
+    fit(first, script, epochs=1)
+    fit(second, script, epochs=1)
+    (moved,) = tmp_path.glob("archived/*/*.ckpt")
+    assert moved.name == name and ckptcore.read_header(moved).run_key == first.run_key
+    assert files(tmp_path) == [name]
+    assert ckptcore.read_header(tmp_path / name).run_key == second.run_key
+
+
+def test_an_earlier_runs_best_of_another_name_is_moved_away_too_and_a_pinned_one_stays(tmp_path):
+    fit(CheckpointCallback("val_f1", "max", tmp_path), (0.9,), epochs=1)
+    fit(CheckpointCallback("val_f1", "max", tmp_path), (0.5,), epochs=1)
+    ckptcore.pin(tmp_path / "best-epoch00-val_f1-0.500.ckpt", "paper")
+    fit(CheckpointCallback("val_f1", "max", tmp_path), (0.7,), epochs=1)
+    assert [path.name for path in tmp_path.glob("archived/*/*")] == ["best-epoch00-val_f1-0.900.ckpt"]
+    assert files(tmp_path) == ["best-epoch00-val_f1-0.500.ckpt", "best-epoch00-val_f1-0.700.ckpt"]
+
+
+def test_a_strangers_file_under_the_name_of_the_next_best_is_moved_not_overwritten(tmp_path):
+    class Stranger(lightning.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 1:
+                (tmp_path / "best-epoch01-val_f1-0.900.ckpt").write_bytes(b"precious")
+
+    callback = CheckpointCallback("val_f1", "max", tmp_path)
+    trainer(callback, Stranger(), epochs=2).fit(Classifier(script=(0.1, 0.9)), loader(), loader())
+    assert files(tmp_path) == ["best-epoch01-val_f1-0.900.ckpt"]
+    assert [path.read_bytes() for path in tmp_path.glob("archived/*/*")] == [b"precious"]
+
+
+def test_the_name_of_a_promoted_version_is_refused_before_training(tmp_path):
+    with pytest.raises(UsageError, match="promoted version's name"):
+        CheckpointCallback("val_f1", "max", tmp_path, "net_v1.0.0_best")

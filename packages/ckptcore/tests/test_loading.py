@@ -10,7 +10,7 @@ import torch
 from states import difference, tiny_state
 
 import ckptcore
-from ckptcore.errors import DamagedCheckpoint, UnknownFormat
+from ckptcore.errors import DamagedCheckpoint, UnknownFormat, UsageError
 
 DATA = Path(__file__).parent / "data"
 
@@ -34,6 +34,16 @@ def test_tensors_come_to_the_place_asked_for(tiny_file: Path, map_location: Any)
 
 def test_tensors_can_go_to_another_device(tiny_file: Path) -> None:
     assert ckptcore.load(tiny_file, "meta")["step"].device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [lambda storage, _: storage, {"cuda:0": "cpu"}, 0, "bogus", "", "cuda:126"],
+    ids=["function", "dict", "number", "bogus", "empty", "absent"],
+)
+def test_what_is_no_device_here_is_refused_before_the_file_is_read(tmp_path: Path, wrong: Any) -> None:
+    with pytest.raises(UsageError, match="map_location"):
+        ckptcore.load(tmp_path / "not even there.pt", wrong)
 
 
 def test_loaded_tensors_can_be_changed_without_reaching_the_file(tiny_file: Path) -> None:

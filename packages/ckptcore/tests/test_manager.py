@@ -720,11 +720,29 @@ def test_the_step_in_the_file_is_the_one_given(
         {"epoch": 0.5},
         {"epoch": 0, "global_step": -1},
         {"epoch": 0, "metrics": {"loss": "low"}},
+        {"epoch": 0, "metrics": ["loss"]},
+        {"epoch": 0, "metadata": ["note"]},
+        {"epoch": 0, "stage": 3},
+        {"epoch": 0, "state": lambda: None},
+        {"epoch": 0, "state": 3},
     ],
 )
 def test_impossible_steps_are_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
     with opened(tmp_path) as manager, pytest.raises(UsageError, match="expected"):
-        manager.step(state(), **wrong)
+        manager.step(**{"state": state()} | wrong)
+
+
+@pytest.mark.parametrize("source", [None, 3, b"latest.pt"])
+def test_a_source_that_is_no_name_is_refused(tmp_path: Path, source: Any) -> None:
+    with opened(tmp_path) as manager, pytest.raises(UsageError, match="file to resume from"):
+        manager.resume(source)
+
+
+@pytest.mark.parametrize("key", [7, "", 0, b"mine"])
+def test_a_run_key_by_which_no_run_is_ever_found_is_refused(tmp_path: Path, key: Any) -> None:
+    with pytest.raises(UsageError, match="run_key"):
+        opened(tmp_path / "run", run_key=key)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("nothing", [None, ""])

@@ -90,6 +90,8 @@ def test_common_values_become_the_plain_value_that_stands_for_them(value: object
         ({"x/y": {"~": Fraction(1, 2)}}, "value/x~1y/~0"),
         ({"t": torch.ones(2, 2).to_sparse()}, "value/t"),
         ({"t": torch.empty(2, device="meta")}, "value/t"),
+        (torch.nn.LazyLinear(3).state_dict(), "value/weight"),
+        ({"b": torch.nn.UninitializedBuffer()}, "value/b"),
         ({"names": np.array(["a", "b"])}, "value/names"),
         ({"objects": np.array([object()])}, "value/objects"),
         ({"long": np.longdouble(1) / 3}, "value/long"),

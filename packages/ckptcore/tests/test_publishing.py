@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 import ckptcore
 from ckptcore import layouts
-from ckptcore.errors import DamagedCheckpoint, UsageError
+from ckptcore.errors import DamagedCheckpoint, FolderBusy, UsageError
 
 
 def train(folder: Path, epochs: int, **options: bool) -> None:
@@ -66,3 +67,82 @@ def test_a_folder_without_a_recorded_layout_is_refused(tmp_path: Path) -> None:
     ckptcore.save(tmp_path / "a.pt", {"epoch": 1})
     with pytest.raises(UsageError, match="recorded layout"):
         ckptcore.publish(tmp_path, tmp_path / "published")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("through", ["itself", "a link", "another spelling"])
+def test_the_work_folder_is_no_place_to_publish_to(through: str, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    train(work, 4)
+    (tmp_path / "link").symlink_to(work)
+    target = {"itself": work, "a link": tmp_path / "link", "another spelling": work / ".." / "work"}[through]
+    before = contents(work)
+    with pytest.raises(UsageError, match="work folder itself"):
+        ckptcore.publish(work, target)
+    assert contents(work) == before
+
+
+def test_a_folder_that_a_manager_writes_to_is_busy_and_free_again_after_publishing(tmp_path: Path) -> None:
+    train(tmp_path / "first", 2)
+    train(tmp_path / "second", 4)
+    before = contents(tmp_path / "second")
+    layout = layouts.saved_models("net", every=2)
+    with (
+        ckptcore.CheckpointManager(tmp_path / "second", layout, handle_signals=False),
+        pytest.raises(FolderBusy),
+    ):
+        ckptcore.publish(tmp_path / "first", tmp_path / "second")
+    assert contents(tmp_path / "second") == before
+    ckptcore.publish(tmp_path / "first", tmp_path / "second")
+    ckptcore.CheckpointManager(tmp_path / "second", layout, handle_signals=False).close()
+
+
+def test_pinned_files_of_the_target_stay(tmp_path: Path) -> None:
+    target = tmp_path / "published"
+    train(tmp_path / "first", 6)
+    train(tmp_path / "second", 2)
+    ckptcore.publish(tmp_path / "first", target)
+    ckptcore.pin(target / "net_epoch_6.pth", "paper")
+    ckptcore.publish(tmp_path / "second", target)
+    assert {path.name for path in target.glob("*epoch*")} == {"net_epoch_2.pth", "net_epoch_6.pth"}
+
+
+def in_the_way(target: Path, kind: str) -> None:
+    place = target / "net_epoch_2.pth"
+    place.unlink()
+    if kind == "a foreign file":
+        torch.save({"precious": 1}, place)
+    elif kind == "a folder":
+        place.mkdir()
+    elif kind == "a pipe":
+        os.mkfifo(place)
+    else:
+        place.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("kind", ["a foreign file", "a folder", "a pipe", "a dangling link"])
+def test_what_ckptcore_did_not_write_is_not_replaced_and_nothing_is_copied(kind: str, tmp_path: Path) -> None:
+    target = tmp_path / "published"
+    train(tmp_path / "first", 4)
+    train(tmp_path / "second", 2)
+    ckptcore.publish(tmp_path / "first", target)
+    in_the_way(target, kind)
+    before, names = contents(target), sorted(os.listdir(target))
+    with pytest.raises(UsageError, match=r"net_epoch_2\.pth is in the way"):
+        ckptcore.publish(tmp_path / "second", target)
+    assert contents(target) == before and sorted(os.listdir(target)) == names
+
+
+def test_a_pinned_name_is_not_replaced_and_nothing_is_copied(tmp_path: Path) -> None:
+    target = tmp_path / "published"
+    train(tmp_path / "first", 4)
+    train(tmp_path / "second", 2)
+    ckptcore.publish(tmp_path / "first", target)
+    ckptcore.pin(target / "net_epoch_2.pth", "paper")
+    before = contents(target)
+    with pytest.raises(UsageError, match=r"is pinned \(paper\)"):
+        ckptcore.publish(tmp_path / "second", target)
+    assert contents(target) == before

@@ -67,7 +67,8 @@ def test_a_fresh_environment_with_the_package_alone_runs_the_ten_lines(tmp_path:
         text=True,
         timeout=1800,
     )
-    if installed.returncode and "No matching distribution" in installed.stderr:
+    unreachable = ("Temporary failure in name resolution", "NewConnectionError", "Network is unreachable")
+    if installed.returncode and any(sign in installed.stderr for sign in unreachable):
         pytest.skip(f"no package index can be reached: {installed.stderr[-300:]}")
     assert installed.returncode == 0, installed.stderr
     result = run(python, BLOCKS[0], tmp_path)

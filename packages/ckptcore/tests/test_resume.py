@@ -71,6 +71,40 @@ def test_nothing_there_means_a_fresh_start(tmp_path: Path) -> None:
     assert resumed(tmp_path) is None
 
 
+def test_a_run_under_another_layouts_names_is_told_with_how_to_go_on_from_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(tmp_path, [0.5, 0.4], saved_models("net", "loss", "min"))
+    with opened(tmp_path) as manager:
+        assert manager.resume() is None
+        assert "training starts afresh" in caplog.text and "net_latest.pth" in caplog.text
+        name = caplog.text.partition("resume('")[2].partition("'")[0]
+        found = manager.resume(name)
+    assert found is not None and found.epochs_finished == 2
+
+
+def test_a_run_of_another_key_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run(tmp_path, [0.5], run_key="mine")
+    assert resumed(tmp_path, key="mien") is None
+    assert "no checkpoint of the run 'mien'" in caplog.text and "latest.pt" in caplog.text
+
+
+def test_files_saved_by_hand_versions_and_failed_states_are_no_run_to_tell_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path / "by_hand.pt", state(1))
+    save(tmp_path / "net_v1.0.0_best.pt", state(1), {"run_key": "a"})
+    save(tmp_path / "broken.pt", state(1), {"run_key": "a", "reason": "exception"})
+    assert resumed(tmp_path) is None
+    assert caplog.text == ""
+
+
+def test_a_wrong_place_for_the_tensors_is_an_error_and_no_fresh_start(tmp_path: Path) -> None:
+    run(tmp_path, [0.5])
+    with opened(tmp_path) as manager, pytest.raises(UsageError, match="map_location"):
+        manager.resume(map_location="bogus")
+
+
 @damages
 def test_a_damaged_latest_is_set_aside_under_all_its_names_and_the_one_before_is_used(
     damage: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -225,6 +259,30 @@ def test_a_missing_name_does_not_take_the_place_of_a_later_save_or_a_stranger(tm
     assert resume.finish(load(tmp_path / "latest.pt"), LAYOUT) == ["epoch_5.pt"]
     assert load(tmp_path / "best.pt").header.metadata["sequence"] == 6
     assert load(tmp_path / "epoch_4.pt").header.run_key == "b"
+
+
+def test_links_that_are_moved_away_still_lead_where_they_did(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    save(tmp_path / "elsewhere" / "best.pt", state(7))
+    save(folder / "epoch_1.pt", state(1))
+    aims = {"best.pt": "../elsewhere/best.pt", "latest.pt": "epoch_1.pt", "final.pt": str(tmp_path / "x.pt")}
+    for name, aim in aims.items():
+        (folder / name).symlink_to(aim)
+    moved = resume.make_way(folder, "mine", ["epoch_1.pt", *aims])
+    assert moved is not None and [path.name for path in folder.glob("*.pt")] == []
+    assert load(moved / "best.pt")["model_state_dict"]["w"][0] == 7
+    assert os.readlink(moved / "best.pt") == "../../../elsewhere/best.pt"
+    assert os.readlink(moved / "latest.pt") == "epoch_1.pt"
+    assert os.readlink(moved / "final.pt") == aims["final.pt"]
+
+
+def test_a_link_to_a_file_that_stays_leads_there_from_its_new_place(tmp_path: Path) -> None:
+    save(tmp_path / "mine.pt", state(7))
+    (tmp_path / "real").mkdir()
+    (tmp_path / "archived").symlink_to("real")
+    (tmp_path / "latest.pt").symlink_to("mine.pt")
+    moved = resume.make_way(tmp_path, "mine", ["latest.pt"])
+    assert moved is not None and load(moved / "latest.pt")["model_state_dict"]["w"][0] == 7
 
 
 def test_two_runs_started_in_the_same_second_are_archived_apart(tmp_path: Path) -> None:

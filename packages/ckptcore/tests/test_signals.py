@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ckptcore import CheckpointManager, load, verify
+from ckptcore import CheckpointManager, durable, load, verify
+from ckptcore.errors import DiskFull
 from ckptcore.layouts import plain, trainer_node
 from ckptcore.rules import EveryEpochs
 from ckptcore.signals import SignalFlag, TrainingInterrupted
@@ -141,6 +142,18 @@ def test_a_signal_saves_though_no_rule_says_so_and_close_gives_the_folder_back(t
     assert load(tmp_path / "latest.pt").epochs_finished == 2
     assert not (tmp_path / "exception.pt").exists()
     CheckpointManager(tmp_path).close()
+
+
+def test_a_signal_whose_save_does_not_fit_ends_with_that_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DiskFull, match="10 are free"), CheckpointManager(tmp_path, plain()) as manager:
+        manager.step({"w": torch.ones(2)}, epoch=0)
+        manager.wait()
+        monkeypatch.setattr(durable, "free_bytes", lambda _: 10)
+        os.kill(os.getpid(), signal.SIGTERM)
+        manager.step({"w": torch.zeros(2)}, epoch=1)
+    assert load(tmp_path / "latest.pt").epochs_finished == 1
 
 
 def test_a_signal_that_comes_within_a_step_that_saves_nothing_is_served_by_the_next(tmp_path: Path) -> None:

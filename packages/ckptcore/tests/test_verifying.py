@@ -94,8 +94,12 @@ def test_the_marker_is_found_behind_a_megabyte_of_other_values(tmp_path: Path, n
     [
         (lambda path: torch.save({"w": torch.ones(5)}, path), "crc32"),
         (lambda path: ckptcore_safetensors(path), "structure"),
+        (
+            lambda path: torch.save({"w": torch.ones(5)}, path, _use_new_zipfile_serialization=False),
+            "structure",
+        ),
     ],
-    ids=["torch", "safetensors"],
+    ids=["torch", "safetensors", "torch-legacy"],
 )
 def test_foreign_files_are_ok_as_far_as_they_can_be_checked(tmp_path: Path, make: Any, checked: str) -> None:
     path = tmp_path / "foreign"
@@ -110,12 +114,13 @@ def ckptcore_safetensors(path: Path) -> None:
     save_file({"w": torch.ones(5)}, path)
 
 
-def test_a_file_that_nothing_can_vouch_for_is_not_called_ok(tmp_path: Path) -> None:
+def test_an_old_torch_file_that_was_cut_off_is_found_by_the_bytes_that_it_lacks(tmp_path: Path) -> None:
     path = tmp_path / "old.pt"
     torch.save({"w": torch.ones(5)}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes()[:-4])
     report = ckptcore.verify(path)
     assert not report.ok
-    assert "nothing to check it by" in report.findings[0]
+    assert "are left in the file" in report.findings[0]
 
 
 def test_a_foreign_file_with_a_flipped_bit_is_found_by_its_crc_which_torch_ignores(tmp_path: Path) -> None:

@@ -271,6 +271,22 @@ def test_a_card_that_is_none_is_listed_and_breaks_nothing(best, tmp_path, text):
     assert [c.status for c in list_versions(tmp_path)] == ["unreadable"]
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_what_is_no_file_in_place_of_a_card_is_listed_without_waiting(best, tmp_path, make):
+    card = promote(best, bump="minor")
+    card.card_path.unlink()
+    make(card.card_path)
+    assert [c.status for c in list_versions(tmp_path)] == ["unreadable"]
+
+
+def test_a_pipe_in_place_of_a_version_is_a_finding_without_waiting(best, tmp_path):
+    card = promote(best, bump="minor")
+    card.path.unlink()
+    os.mkfifo(card.path)
+    [listed] = list_versions(tmp_path)
+    assert listed.status == "changed" and "no regular file" in check_version(listed)[0]
+
+
 def test_a_card_that_speaks_of_another_file_is_not_believed(best, tmp_path):
     card = promote(best, bump="minor")
     card.card_path.chmod(0o644)

@@ -24,6 +24,7 @@ from ckptcore.catalogue import SUFFIXES as CHECKPOINTS
 from ckptcore.errors import CheckpointError, UsageError
 from ckptcore.lease import Lease
 from ckptcore.packing import SUFFIXES, Member, Original, pack, read_back, suffix_of
+from ckptcore.tree import walk
 
 _log = logging.getLogger(__name__)
 _KEPT_RECORDS = ("policy.json", "pins.json")
@@ -101,6 +102,7 @@ def archive(
         FolderBusy: a training run writes to the folder.
         DamagedCheckpoint: what was read back is not what is in the folder; nothing was deleted.
         DiskFull: the archive does not fit; nothing was changed.
+        OSError: a folder or a file cannot be read; nothing was changed.
     """
     if not os.fspath(directory) or not os.fspath(to):
         raise UsageError("expected a folder to archive and a file to make, got an empty path.")
@@ -165,7 +167,7 @@ def _list(source: Path) -> tuple[list[Original], list[Kept]]:
     """The files to pack, sorted by name, and those that are left alone."""
     found: list[Original] = []
     kept: list[Kept] = []
-    for where, folders, names in os.walk(source):
+    for where, folders, names in walk(source):
         at = Path(where)
         record = at.name == folder.HIDDEN and at != source
         for name in [n for n in folders if (at / n).is_symlink()]:
@@ -196,8 +198,10 @@ def _sole_writer(source: Path, remove: bool) -> Iterator[None]:
     A copy leaves nothing behind: it holds only those that once had a writer and that it may write to.
     """
     with ExitStack() as held:
-        for where, folders, _ in os.walk(source):
-            if folder.HIDDEN in folders:
+        for where, folders, _ in walk(source):
+            managed = folder.HIDDEN in folders
+            folders[:] = [name for name in folders if not name.startswith(".")]  # They stay as they are.
+            if managed:
                 if not remove and not _may_be_held(Path(where)):
                     continue
                 lease = Lease(Path(where))

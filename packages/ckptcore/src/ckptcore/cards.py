@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from ckptcore.errors import CheckpointError, UsageError
 from ckptcore.hashing import file_sha256
 from ckptcore.loading import read_header
+from ckptcore.reader import opened
 from ckptcore.semver import SUFFIXES, Semver, VersionName, split_name
 
 CARD_SUFFIX = ".json"
@@ -132,7 +134,10 @@ def read_card(path: Path) -> VersionCard:
         UsageError: it is no card of the version that its name says.
     """
     try:
-        if path.stat().st_size > MAX_CARD:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("no regular file")
+        if status.st_size > MAX_CARD:
             raise ValueError(f"more than {MAX_CARD:,} bytes")
         found = json.loads(path.read_text(encoding="utf-8"))
         return _decoded(found, path)
@@ -200,8 +205,10 @@ def check_version(card: VersionCard) -> tuple[str, ...]:
     if card.status == "unreadable":
         return (f"the card of {card.file_name} cannot be read",)
     try:
-        with open(card.path, "rb") as file:
-            digest = file_sha256(file.fileno())
+        with opened(card.path) as (_, fd):
+            digest = file_sha256(fd)
+    except CheckpointError as error:
+        return (f"{card.file_name}: {error}",)
     except OSError as error:
         return (f"{card.file_name}: {error.strerror}",)
     return () if digest == card.sha256 else (f"{card.file_name} is not the file that was promoted",)

@@ -11,6 +11,7 @@ from ckptcore.cards import CARD_SUFFIX
 from ckptcore.errors import UsageError
 from ckptcore.kinds import BEST, EXPORT, OTHER, PERIODIC, ROLES, VERSION, kind_of_name
 from ckptcore.semver import SUFFIXES, is_version
+from ckptcore.tree import walk
 
 KINDS = ("best", "periodic", "versions", "exports", "other")
 _BLOCK = 512
@@ -73,6 +74,7 @@ def disk_usage(root: str | os.PathLike[str]) -> DiskUsage:
 
     Raises:
         UsageError: there is no such folder.
+        OSError: a folder below cannot be read.
     """
     top = Path(root)
     if not top.is_dir():
@@ -99,7 +101,7 @@ def _files(entry: os.DirEntry[str], top: Path) -> Iterator[_File]:
     if not entry.is_dir(follow_symlinks=False):
         yield from _measured(Path(entry.path), top)
         return
-    for where, _, names in os.walk(entry.path):
+    for where, _, names in walk(entry.path):
         for name in names:
             yield from _measured(Path(where, name), top)
 

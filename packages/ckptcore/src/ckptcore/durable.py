@@ -334,6 +334,14 @@ def move(source: Path, target: Path) -> None:
     sync_folder(source.parent)
 
 
+def move_link(source: Path, target: Path, aim: str) -> None:
+    """Move a symbolic link to another folder and let it name ``aim``, durable in both folders."""
+    os.symlink(aim, target)
+    sync_folder(target.parent)
+    os.unlink(source)
+    sync_folder(source.parent)
+
+
 def sweep(folder: Path) -> list[Path]:
     """Delete the temporary files that killed writers left in a folder. Only the holder of its lock may call
     this; what somebody else is writing (a promotion, a file saved by hand) stays.

@@ -40,7 +40,7 @@ def write_policy(directory: Path, layout: Layout) -> None:
     """Record how the folder is named and rotated, so that `ckpt plan` can explain it."""
     data = (json.dumps(layout.policy(), indent=2, sort_keys=True) + "\n").encode()
     path = hidden(directory) / _POLICY
-    _refuse_folder(path)
+    _refuse_no_file(path)
     if not path.exists() or path.read_bytes() != data:
         durable.write_bytes(path, data)
 
@@ -144,7 +144,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         if path.name == _PINS
         else "Delete it; the manager writes it again."
     )
-    _refuse_folder(path)
+    _refuse_no_file(path)
     try:
         if path.stat().st_size > MAX_BYTES:
             raise UsageError(
@@ -160,6 +160,8 @@ def _read(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def _refuse_folder(path: Path) -> None:
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder; expected a file that ckptcore wrote. Move it away.")
+def _refuse_no_file(path: Path) -> None:
+    """Before it is opened: a pipe would keep its reader waiting for ever."""
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "no regular file"
+        raise UsageError(f"{path} is {kind}; expected a file that ckptcore wrote. Move it away.")

@@ -73,8 +73,8 @@ def read_header(fd: int, path: Path) -> Header:
 
 
 def findings(fd: int, path: Path) -> list[str]:
-    """What is wrong with a foreign file, as far as that can be told: zip structure and CRCs, or safetensors
-    structure.
+    """What is wrong with a foreign file, as far as that can be told: zip structure and CRCs, or the structure
+    of safetensors and of torch's format from before 1.6, which carry nothing to check their numbers by.
 
     Raises:
         UnknownFormat: it is nothing that ckptcore reads.
@@ -86,7 +86,7 @@ def findings(fd: int, path: Path) -> list[str]:
             return zip_findings(file, path)
     if kind == "safetensors":
         return safetensors.findings(fd)
-    return []
+    return _legacy_findings(read_exactly(fd, os.fstat(fd).st_size, 0), path)
 
 
 def load(fd: int, path: Path, map_location: Any) -> tuple[Header, dict[str, Any]]:
@@ -125,12 +125,12 @@ def load(fd: int, path: Path, map_location: Any) -> tuple[Header, dict[str, Any]
 
 def _legacy_findings(data: bytes, path: Path) -> list[str]:
     try:
-        survey_legacy(data)
+        surveys = survey_legacy(data)
     except PickleRefused as error:
         if error.names:
             raise refused(path, error) from error
         return [str(error)]
-    return []
+    return [NOT_NATIVE] if MARKER.encode() in data[: surveys[-1].end] else []
 
 
 def _is_tensor(value: object) -> bool:

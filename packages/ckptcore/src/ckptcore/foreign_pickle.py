@@ -355,7 +355,8 @@ def survey_legacy(data: bytes) -> list[Survey]:
     for _ in range(5):
         found.append(Survey(data, at))
         at = found[-1].end
-    wanted = sum(nbytes for one in found for nbytes in one.storages.values())
+    # Each storage follows its length, in eight bytes.
+    wanted = sum(8 + nbytes for one in found for nbytes in one.storages.values())
     if wanted > len(data) - at:
         raise PickleRefused(
             f"its storages should have {wanted:,} bytes; {len(data) - at:,} are left in the file"

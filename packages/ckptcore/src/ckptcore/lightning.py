@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from ckptcore import durable, folder, rotation
+from ckptcore import durable, folder, resume, rotation
 from ckptcore.catalogue import Catalogue
 from ckptcore.errors import UnsavableValue, UsageError
 from ckptcore.layouts import Layout, run_folder
@@ -24,6 +24,7 @@ from ckptcore.layouts.filling import metric_literal
 from ckptcore.lease import Lease
 from ckptcore.plain import flatten
 from ckptcore.rules import Mode, finite_score, improves
+from ckptcore.semver import is_version
 from ckptcore.writing import save
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class CheckpointCallback:
         early_stopping_triggered: whether an ``EarlyStopping`` callback ended the run.
 
     Raises:
-        UsageError: Lightning is not installed, or the file name has another field.
+        UsageError: Lightning is not installed; or the file name has another field, or is a version's.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -83,6 +84,7 @@ class CheckpointCallback:
         self.epochs_trained = 0
         self.early_stopping_triggered = False
         self._lease: Lease | None = None
+        self._claimed = False
         self._told_of_absence = False
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -136,6 +138,7 @@ class CheckpointCallback:
             durable.require_writable(self.dirpath)
             self._lease = Lease(self.dirpath)
             self._lease.acquire()
+            self._claimed = False
             durable.sweep(self.dirpath)
             folder.write_policy(self.dirpath, self.layout)
 
@@ -218,6 +221,8 @@ class CheckpointCallback:
             "epochs_finished": epochs_finished,
             "metrics": metrics,
         }
+        if self._lease is not None:
+            self._make_way(path.name)
         former = trainer.strategy.checkpoint_io
         trainer.strategy.checkpoint_io = _DurableIO(metadata)
         try:
@@ -233,6 +238,13 @@ class CheckpointCallback:
             )
         _log.info("saved best model: %s (%s: %.4f)", path.name, self.monitor, metrics[self.monitor])
         rotation.rotate(self.dirpath, self.layout, self.run_key, spare=[path.name])
+
+    def _make_way(self, name: str) -> None:
+        """Before the first save of a fit, another run's files go out of the way; before each, a stranger."""
+        if not self._claimed:
+            resume.move_other_runs(self.dirpath, self.layout, self.run_key)
+            self._claimed = True
+        resume.make_way(self.dirpath, self.run_key, [name])
 
     def _adopt_from_disk(self) -> None:
         """The best one on disk is the best of this run, even if the file resumed from is older than it."""
@@ -296,6 +308,8 @@ def _layout(monitor: str, mode: Mode, filename: str) -> Layout:
             f"expected a file name with epoch, monitor and value, as {TEMPLATE}, got {filename!r}."
         ) from error
     template += "" if template.endswith(".ckpt") else ".ckpt"
+    if is_version(template.format(epoch=0, metric=0.0)):
+        raise UsageError(f"expected no promoted version's name, got {filename!r}: versions stay as they are.")
     return replace(run_folder(monitor, mode, latest=False), templates={"best": template})
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptcore import foreign, memory, pickled
 from ckptcore.dtypes import numel, torch_dtype
-from ckptcore.errors import CheckpointError, DamagedCheckpoint
+from ckptcore.errors import CheckpointError, DamagedCheckpoint, UsageError
 from ckptcore.hashing import Stretch, intact
 from ckptcore.header import Header
 from ckptcore.memory import without_collection
@@ -48,7 +48,7 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu", *, mmap: bool 
     Args:
         path: a file of ckptcore, or of a format that it reads (torch.save, Lightning, safetensors).
         map_location: the device that its tensors go to; always loadable on the CPU, whatever they were saved
-            on.
+            on. None: the CPU, or for files of other programs where they were saved.
         mmap: let the tensors of a native file lie in the file itself, mapped into memory, instead of in a
             copy. Verified all the same, and faster; but whoever overwrites or cuts that very file while they
             live (nothing in ckptcore does, a plain ``torch.save`` to its name would) changes them or ends the
@@ -59,7 +59,9 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu", *, mmap: bool 
         RefusedContent: a foreign file that asks for more than data.
         UnknownFormat: it is nothing that ckptcore reads.
         CheckpointError: it does not fit into memory.
+        UsageError: ``map_location`` is no device of this machine; nothing was read.
     """
+    _check_place(map_location)
     try:
         with opened(path) as (file, fd):
             header = find_summary(fd, file)
@@ -73,6 +75,26 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu", *, mmap: bool 
     except MemoryError as error:
         raise CheckpointError(f"{path} does not fit into memory. Load it where there is more.") from error
     return Checkpoint(mapping, header)
+
+
+def _check_place(map_location: Any) -> None:
+    """Refuse what is no device before the file is read: a large one takes minutes to hash."""
+    if map_location is None or str(map_location) == "cpu":
+        return
+    import torch
+
+    if not isinstance(map_location, (str, torch.device)):
+        raise UsageError(
+            f"expected map_location to be a device, its name or None, got {type(map_location).__name__}. "
+            "Load to the CPU, and move the tensors from there."
+        )
+    try:
+        torch.empty(0, device=map_location)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        why = str(error).partition("\n")[0]
+        raise UsageError(
+            f"expected map_location to be a device of this machine, got {str(map_location)!r} ({why})."
+        ) from error
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:

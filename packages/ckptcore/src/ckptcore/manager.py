@@ -23,7 +23,7 @@ from ckptcore.jobs import Job, Packer, Saved
 from ckptcore.layouts.layout import Layout, Moment
 from ckptcore.lease import Lease
 from ckptcore.loading import Checkpoint, load
-from ckptcore.position import position
+from ckptcore.position import mapping, position
 from ckptcore.record import RunRecord
 from ckptcore.rules import AtFractions, KeepRule, Progress, SaveRule
 from ckptcore.signals import SignalFlag, TrainingInterrupted
@@ -50,6 +50,7 @@ class CheckpointManager:
     Raises:
         FolderNotWritable: the folder cannot be made or written.
         FolderBusy: another writer holds it.
+        UsageError: the run key is no text, or empty: no file would ever be found by it.
     """
 
     def __init__(
@@ -65,6 +66,8 @@ class CheckpointManager:
         handle_signals: bool = True,
         wait_seconds: float = 0.0,
     ) -> None:
+        if run_key is not None and not isinstance(run_key or None, str):
+            raise UsageError(f"expected run_key to be text that is not empty, or None, got {run_key!r}.")
         rules = (save,) if isinstance(save, SaveRule) else None if save is None else tuple(save)
         self.layout = (layout or layouts.plain()).with_rules(rules, keep)
         # A loop may change its working directory: the folder, and the lock on it, stay where they are.
@@ -172,6 +175,7 @@ class CheckpointManager:
 
         Raises:
             TrainingInterrupted: after saving, when a signal came.
+            DiskFull: what a signal, or the end of the training, asked to save does not fit.
             Exception: what the writer thread met since the last call.
         """
         if self._closed:
@@ -205,6 +209,8 @@ class CheckpointManager:
         if progress.signal and self._flag.received is not None:
             self._flag.serve()
             self._shut()
+            # This was the last save: a process that ends as if it had been one would hide that it was none.
+            self._raise_failure()
             raise TrainingInterrupted(self._flag.received)
         return saved
 
@@ -238,9 +244,9 @@ class CheckpointManager:
             self._claim_folder(progress)
         moment = self._record.moment(progress)
         names = {role: self.layout.file_name(role, moment) for role in self.layout.templates if role in roles}
-        made = dict(state() if callable(state) else state)
+        made = dict(mapping("the state", state() if callable(state) else state))
         whose = {"run_key": self.run_key, "parent": self._parent}
-        header = {**metadata, **self._record.header(moment, reason), **whose}
+        header = {**mapping("metadata", metadata), **self._record.header(moment, reason), **whose}
         jobs = self._packer.pack(made, moment, names, header)
         self._record.note(moment, roles)
         self._writer.submit(lambda: self._write(jobs, names, moment))
@@ -327,7 +333,12 @@ class CheckpointManager:
 
         Returns:
             The checkpoint, or None to start afresh.
+
+        Raises:
+            UsageError: the source is neither text nor a path, or ``map_location`` is no device.
         """
+        if not isinstance(source, (str, os.PathLike)):
+            raise UsageError(f"expected 'auto', 'none' or a file to resume from, got {source!r}.")
         if self.directory is None or str(source) == "none":
             return None
         self.wait()

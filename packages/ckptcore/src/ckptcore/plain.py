@@ -311,6 +311,8 @@ def _tensor_problem(value: torch.Tensor) -> str | None:
     if getattr(value, "is_nested", False) or type(value).__name__ == "DTensor":
         kind = type(value).__name__
         return f"a {kind} is spread or ragged. Gather it to plain tensors first (full_tensor(), unbind())."
+    if torch.nn.parameter.is_lazy(value):
+        return "a lazy parameter has no numbers yet. Run one batch through the model first."
     if value.numel() and not _address(value) and value.device.type in ("cpu", "cuda"):
         return (
             f"a {type(value).__name__} has no memory of its own. Store the plain tensors that it is made of."

@@ -21,6 +21,7 @@ def position(
     *,
     total_epochs: int | None,
     final: bool,
+    stage: str | None = None,
     **more: Any,
 ) -> Progress:
     """What the rules are asked about.
@@ -32,22 +33,37 @@ def position(
         metrics: what was measured now.
         total_epochs: length of the run, where it is known; its last epoch's end is final.
         final: the loop says that training is over.
+        stage: name of the running stage, for staged training.
         more: the other fields of `Progress`.
 
     Raises:
-        UsageError: naming what is no count or no number.
+        UsageError: naming what is no count, no number or no name.
     """
+    if stage is not None and not isinstance(stage, str):
+        raise UsageError(f"expected the stage's name as text, got {stage!r}.")
     epoch = _count("the index of an epoch, from 0", epoch)
     finished = epoch + 1 if epoch_end else epoch
     return Progress(
         epoch=epoch,
         epoch_end=epoch_end,
         global_step=finished if global_step is None else _count("the optimizer steps taken", global_step),
-        metrics={name: _number(name, value) for name, value in metrics.items()},
+        metrics={name: _number(name, value) for name, value in mapping("metrics", metrics).items()},
         total_epochs=total_epochs,
         final=final or (total_epochs is not None and epoch_end and finished >= total_epochs),
+        stage=stage,
         **more,
     )
+
+
+def mapping(what: str, value: Any) -> Mapping[Any, Any]:
+    """The value, which must be a dict or the like.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if not isinstance(value, Mapping):
+        raise UsageError(f"expected {what} as a dict, got {type(value).__name__}.")
+    return value
 
 
 def _count(what: str, value: Any) -> int:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from ckptcore import durable, folder
 from ckptcore.catalogue import Catalogue, Listed
-from ckptcore.errors import CheckpointError, DamagedCheckpoint, NewerFormat, UnknownFormat, UsageError
+from ckptcore.errors import (
+    CheckpointError,
+    DamagedCheckpoint,
+    NewerFormat,
+    UnknownFormat,
+    UsageError,
+    some_of,
+)
 from ckptcore.header import Header
 from ckptcore.layouts.layout import Layout
 from ckptcore.loading import Checkpoint, load, read_header
@@ -18,6 +26,8 @@ from ckptcore.semver import is_version
 
 _log = logging.getLogger(__name__)
 ARCHIVED = "archived"
+_NO_START = ("exception", "nonfinite")
+"""Reasons for a save that no run goes on from unless it is named."""
 
 
 def newest(
@@ -38,6 +48,7 @@ def newest(
 
     Raises:
         NewerFormat: the run was continued by a newer ckptcore; nothing is touched.
+        UsageError: ``map_location`` is no device.
         OSError: nothing verified, and something could not be read at all.
     """
     catalogue = Catalogue.scan(directory)
@@ -45,7 +56,7 @@ def newest(
     for file in candidates(catalogue, layout, run_key):
         try:
             return load(file.path, map_location, mmap=mmap)
-        except NewerFormat:
+        except (NewerFormat, UsageError):
             raise
         except CheckpointError as error:
             # A file of no kind at all (empty, zeros) is damage, too; another program's, refused, is not.
@@ -62,16 +73,39 @@ def newest(
     if unreadable is not None:
         # To start afresh because the disk does not answer would be to give up the run.
         raise unreadable
+    _tell_of_others(catalogue, layout, run_key)
     return None
+
+
+def _tell_of_others(catalogue: Catalogue, layout: Layout, run_key: str | None) -> None:
+    """Say which files a fresh start leaves behind: another layout or key may have been given by mistake."""
+    left = [
+        f
+        for f in catalogue
+        if f.native
+        and f.header is not None
+        and f.header.run_key is not None
+        and f.header.reason not in _NO_START
+        and not is_version(f.name)
+        and f.path.exists()  # What was damaged has been set aside.
+    ]
+    if left:
+        _log.warning(
+            "%s holds no checkpoint%s under the names of the layout %s: training starts afresh. "
+            "There are %s. To go on from one of them, name it: resume(%r).",
+            catalogue.directory,
+            "" if run_key is None else f" of the run {run_key!r}",
+            layout.name,
+            some_of(f.name for f in reversed(left)),
+            left[-1].name,
+        )
 
 
 def candidates(catalogue: Catalogue, layout: Layout, run_key: str | None) -> Iterator[Listed]:
     """The files to try: native ones of the run, the newest first, then foreign ones."""
     named = [f for f in catalogue if layout.roles_of(f.name)]
     # A file whose header is damaged cannot say how old it is: its time of writing decides when it is tried.
-    native = [
-        f for f in named if f.native and not (f.header and f.header.reason in ("exception", "nonfinite"))
-    ]
+    native = [f for f in named if f.native and not (f.header and f.header.reason in _NO_START)]
     if run_key is None and native:
         newest_file = max(native, key=lambda f: (f.header.created or "") if f.header else "")
         run_key = newest_file.header.run_key if newest_file.header else None
@@ -235,6 +269,16 @@ def _of_layout(directory: Path, layout: Layout) -> list[Listed]:
     return [f for f in Catalogue.scan(directory) if layout.roles_of(f.name) and not is_version(f.name)]
 
 
+def _move(path: Path, target: Path, moved: Sequence[str]) -> None:
+    """Move a file to a folder below; a relative link is written anew, unless what it names moves along."""
+    aim = os.readlink(path) if path.is_symlink() else None
+    if aim is None or os.path.isabs(aim) or os.path.normpath(aim) in moved:
+        durable.move(path, target / path.name)
+        return
+    back = os.path.relpath(path.parent.resolve(), target.resolve())
+    durable.move_link(path, target / path.name, os.path.join(back, aim))
+
+
 def _archive(directory: Path, names: Sequence[str], what: str) -> Path:
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     target = directory / ARCHIVED / stamp
@@ -244,7 +288,7 @@ def _archive(directory: Path, names: Sequence[str], what: str) -> Path:
         target = directory / ARCHIVED / f"{stamp}_{number}"
     durable.make_folder(target)
     for name in names:
-        durable.move(directory / name, target / name)
+        _move(directory / name, target, names)
     _log.warning(
         "%s held %d files %s (%s, ...). They were moved to %s.", directory, len(names), what, names[0], target
     )

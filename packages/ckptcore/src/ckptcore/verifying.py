@@ -37,7 +37,11 @@ class Report:
     run_key: str | None = None
 
 
-_FOREIGN_CHECKS: Mapping[str, str] = {"torch": "crc32", "safetensors": "structure", "torch-legacy": "nothing"}
+_FOREIGN_CHECKS: Mapping[str, str] = {
+    "torch": "crc32",
+    "safetensors": "structure",
+    "torch-legacy": "structure",
+}
 
 
 def verify(path: str | os.PathLike[str]) -> Report:
@@ -75,8 +79,6 @@ def _report(fd: int, path: Path) -> Report:
         return Report(path, False, tuple(foreign.why_not_native(fd)), "ckptcore", "sha256")
     kind = foreign.sniff(fd)
     wrong = foreign.findings(fd, path)
-    if kind == "torch-legacy":
-        wrong = ["a file of torch's format from before 1.6 carries nothing to check it by; import it"]
     return Report(path, not wrong, tuple(wrong), kind, _FOREIGN_CHECKS.get(kind, "nothing"))
 
 

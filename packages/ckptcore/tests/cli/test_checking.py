@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from trained_folders import flip_tensor, train
+from unreadable import make_unreadable
 
 import ckptcore
 
@@ -62,6 +63,14 @@ def test_verify_compares_a_version_with_its_card(ckpt, trained):
     shutil.copy(trained / "epoch_1.pt", card.path)
     ran = ckpt("verify", card.path)
     assert ran.code == 1 and "DAMAGED" in ran.out and "is not the file that was promoted" in ran.out
+
+
+@pytest.mark.parametrize("command", ["verify", "compare", "du"])
+def test_a_folder_below_that_cannot_be_read_is_a_finding_and_named(ckpt, trained, monkeypatch, command):
+    train(trained / "below", "other", (0.1,))
+    make_unreadable(monkeypatch, trained / "below")
+    ran = ckpt(command, trained.parent)
+    assert ran.code == 1 and "below" in ran.err and "Permission denied" in ran.err
 
 
 @pytest.mark.parametrize("command", ["verify", "compare"])

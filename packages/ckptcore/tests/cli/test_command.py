@@ -1,9 +1,7 @@
 import os
 import re
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,6 @@ COMMANDS = (
     *("list", "latest", "show", "versions", "du", "verify", "diff", "compare", "plan", "clean", "archive"),
     *("resume", "import", "export-weights", "promote"),
 )
-FAST_LIST_SECONDS = 0.5
 
 
 def cold(*arguments, **options):
@@ -74,7 +71,7 @@ def test_the_documented_json_keys_are_the_ones_that_come(ckpt, trained, tmp_path
     assert set(COMMANDS) - set(calls) == {"resume"}
 
 
-def test_no_command_but_import_imports_torch(trained, tmp_path):
+def test_no_command_but_import_imports_torch_for_files_of_ours(trained, tmp_path):
     best, latest = trained / "best.pt", trained / "latest.pt"
     (tmp_path / "pyproject.toml").write_text('[tool.ckptcore]\nresume_command = ["true", "{checkpoint}"]\n')
     calls = [
@@ -111,27 +108,21 @@ def test_a_list_loads_nothing_that_is_slow_to_load(trained):
     subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
 
 
-def test_a_thousand_checkpoints_are_listed_by_a_cold_process_in_half_a_second(tmp_path):
-    state = {"model_state_dict": {f"layer{i}": torch.zeros(4) for i in range(20)}}
+def test_a_list_reads_a_few_kilobytes_of_each_file_however_large_it_is(ckpt, tmp_path, monkeypatch):
+    # How long a thousand take is measured in benchmarks/checkpoints.py.
     for epoch in range(20):
-        metadata = {
-            "run_key": "a1",
-            "epochs_finished": epoch + 1,
-            "metrics": {"val_auc": epoch / 20},
-            "roles": ["periodic"],
-        }
-        ckptcore.save(tmp_path / f"epoch_{epoch}.pt", state | {"epoch": epoch}, metadata)
-    for number in range(20, 1000):
-        (tmp_path / f"epoch_{number}.pt").write_bytes((tmp_path / f"epoch_{number % 20}.pt").read_bytes())
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-    environment["PYTHONPYCACHEPREFIX"] = str(tmp_path / "compiled")
-    seconds = []
-    for _ in range(4):  # The first one compiles, which an installed package does once.
-        began = time.perf_counter()
-        ran = cold("list", tmp_path, env=environment)
-        seconds.append(time.perf_counter() - began)
-        assert ran.returncode == 0 and "1,000 files" in ran.stdout
-    assert min(seconds[1:]) <= FAST_LIST_SECONDS, statistics.median(seconds[1:])
+        state = {"epoch": epoch, "model_state_dict": {"w": torch.zeros(1 << 18)}}
+        ckptcore.save(tmp_path / f"epoch_{epoch}.pt", state, {"run_key": "a1"})
+    read, pread = [], os.pread
+
+    def counted(fd, size, at):
+        data = pread(fd, size, at)
+        read.append(len(data))
+        return data
+
+    monkeypatch.setattr(os, "pread", counted)
+    assert "20 files" in ckpt("list", tmp_path).out
+    assert 20 <= len(read) <= 60 and sum(read) <= 20 * (20 << 10)
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,23 @@ def test_row_5_4_latest_shows_what_resume_takes(ckpt, trained):
     assert set(found["names"]) == {"latest.pt", "final.pt", "epoch_6.pt"}
 
 
+@pytest.mark.parametrize("how", ["ckptcore", "zip", "legacy", "refused"])
+def test_latest_names_what_resume_takes_whatever_program_wrote_it(ckpt, tmp_path, how):
+    path = tmp_path / "latest.pt"
+    state = {"epoch": 1, "model_state_dict": {"w": torch.ones(3)}}
+    if how == "ckptcore":
+        ckptcore.save(path, state)
+    elif how == "refused":
+        torch.save({**state, "asked": os.getcwd}, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=how == "zip")
+    found = ckpt("latest", tmp_path, "--json").json
+    with ckptcore.CheckpointManager(tmp_path, layouts.plain(), handle_signals=False) as manager:
+        taken = manager.resume("auto")
+    assert (taken is None) == (how == "refused")
+    assert found["name"] == (None if taken is None else taken.path.name)
+
+
 def test_latest_passes_over_damage_inside_tensors_and_moves_nothing(ckpt, trained):
     for name in ("latest.pt", "final.pt", "epoch_6.pt"):
         flip_tensor(trained / name, 0.70)

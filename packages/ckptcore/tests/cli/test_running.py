@@ -5,6 +5,8 @@ import sys
 import pytest
 from trained_folders import flip_tensor
 
+import ckptcore
+
 SETTING = "[tool.ckptcore]\nresume_command = {}\n"
 TRAINING = """
 import json, os, sys
@@ -47,6 +49,12 @@ def test_row_5_4_resume_starts_the_training_on_the_latest_checkpoint(project, tr
 @pytest.mark.parametrize("given", ["epoch_2.pt", "../run/epoch_2.pt"])
 def test_row_5_4_resume_takes_a_name_in_the_folder_or_a_path(project, trained, given):
     assert resume("../run", given).returncode == 7
+    assert started(project)["arguments"][1] == str(trained / "epoch_2.pt")
+
+
+def test_resume_prefers_a_name_in_the_folder_to_the_same_name_here_as_the_manager_does(project, trained):
+    ckptcore.save("epoch_2.pt", {"epoch": 0})
+    assert resume(trained, "epoch_2.pt").returncode == 7
     assert started(project)["arguments"][1] == str(trained / "epoch_2.pt")
 
 

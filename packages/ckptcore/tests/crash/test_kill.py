@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,13 @@ from killing import PHASES, Server, Storm
 from trainee import digest_of, first_state, train_an_epoch
 
 
-def storm(root: Path, kills: int, least: int, seed: int) -> None:
+def storm(root: Path, kills: int, least: int, seed: int, show: Callable[[str, object], None]) -> None:
     found = Storm(root, seed)
     with Server() as server:
         try:
             found.rage(server, kills, least)
         finally:
-            print(found.table())
+            show("shown", found.table())
     assert sum(found.at_death.values()) >= kills
     assert all(found.at_death[phase] >= least for phase in PHASES)
     assert all(found.held[phase] > 0 for phase in PHASES)
@@ -44,10 +45,14 @@ def test_the_digest_that_is_compared_sees_every_tensor_and_every_value() -> None
     assert len(seen) == 1 + 3 + 5
 
 
-def test_nothing_committed_is_lost_by_60_kills_in_every_phase(tmp_path: Path) -> None:
-    storm(tmp_path, kills=60, least=5, seed=1)
+def test_nothing_committed_is_lost_by_60_kills_in_every_phase(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    storm(tmp_path, kills=60, least=5, seed=1, show=record_property)
 
 
 @pytest.mark.slow
-def test_nothing_committed_is_lost_by_1000_kills_in_every_phase(tmp_path: Path) -> None:
-    storm(tmp_path, kills=1000, least=100, seed=2)
+def test_nothing_committed_is_lost_by_1000_kills_in_every_phase(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    storm(tmp_path, kills=1000, least=100, seed=2, show=record_property)

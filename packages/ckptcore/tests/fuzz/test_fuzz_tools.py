@@ -1,9 +1,7 @@
 """Whatever lies in a file, a card or a record: the tools that read it raise errors of ours alone."""
 
 import json
-import os
 import random
-import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from every_tool import make_bench, use_every_tool
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutants import MUTATORS, Seeds, mutated_bytes, mutated_json
@@ -20,11 +19,7 @@ import ckptcore
 from ckptcore import folder
 from ckptcore.cards import VersionCard, check_version, list_versions, read_card
 from ckptcore.cli import run
-from ckptcore.comparing import compare
-from ckptcore.diffing import diff
 from ckptcore.errors import CheckpointError, UsageError
-from ckptcore.exporting import export_weights
-from ckptcore.importing import import_checkpoint
 from ckptcore.pruning import keep_newest, layout_of
 from ckptcore.rotation import plan_folder
 
@@ -42,38 +37,12 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Seeds:
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a good file; every mutant gets the same name in it."""
-    made = tmp_path_factory.mktemp("bench")
-    ckptcore.save(made / "good.pt", {"model_state_dict": torch.nn.Linear(2, 2).state_dict()})
-    return made
-
-
-def use_every_tool(bench: Path, data: bytes) -> None:
-    """Import, export, compare, promote and load the weights of a file; what comes out is whole."""
-    path, out = bench / "victim.pt", bench / "out"
-    path.write_bytes(data)
-    with suppress(CheckpointError):
-        assert ckptcore.verify(import_checkpoint(path, out)).ok
-    with suppress(CheckpointError):
-        assert ckptcore.verify(export_weights(path, out / "x.safetensors", overwrite=True).path).ok
-    for a, b in ((path, bench / "good.pt"), (bench / "good.pt", path)):
-        with suppress(CheckpointError):
-            assert not diff(a, b).identical
-    model = torch.nn.Linear(2, 2)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    try:
-        ckptcore.load_weights(model, path)
-    except CheckpointError:
-        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    with suppress(CheckpointError):
-        assert check_version(ckptcore.promote(path, bump="minor", directory=out)) == ()
-    assert len(compare([path]).rows) == 1
-    assert not out.exists() or not any(name.startswith(".") for name in os.listdir(out))
-    shutil.rmtree(out, ignore_errors=True)
+    return make_bench(tmp_path_factory.mktemp("bench"))
 
 
 @pytest.mark.parametrize("mutator", MUTATORS, ids=lambda mutator: mutator.__name__)
 @given(seed=st.integers(0, 2**64))
-@settings(by_chance, max_examples=100)
+@settings(by_chance)
 def test_no_mutant_brings_anything_but_errors_of_ours_out_of_the_tools(
     seeds: Seeds, bench: Path, mutator: Callable[[Seeds, random.Random], bytes], seed: int
 ) -> None:
@@ -113,7 +82,7 @@ def good_card(published: VersionCard) -> bytes:
 
 
 @given(seed=st.integers(0, 2**64))
-@settings(by_chance, max_examples=100)
+@settings(by_chance)
 def test_no_card_brings_anything_but_errors_of_ours(
     published: VersionCard, good_card: bytes, capsys: pytest.CaptureFixture[str], seed: int
 ) -> None:
@@ -143,7 +112,7 @@ def good_policy(managed: Path) -> bytes:
 
 
 @given(seed=st.integers(0, 2**64))
-@settings(by_chance, max_examples=100)
+@settings(by_chance)
 def test_no_recorded_policy_brings_anything_but_errors_of_ours(
     managed: Path, good_policy: bytes, capsys: pytest.CaptureFixture[str], seed: int
 ) -> None:

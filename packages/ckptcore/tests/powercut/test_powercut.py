@@ -128,10 +128,22 @@ def scratch(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(at)
 
 
+REPLAYED: list[str] = []
+"""What each survey of the running test came to."""
+
+
+@pytest.fixture(autouse=True)
+def _show_counts(record_property: Callable[[str, object], None]) -> Iterator[None]:
+    REPLAYED.clear()
+    yield
+    if REPLAYED:
+        record_property("shown", "\n".join(REPLAYED))
+
+
 def cut_everywhere(record: Recording, scratch: Path, check: Callable[[Path, State], None], title: str) -> int:
     """Open every state that a cut may leave; returns how many there are."""
     found = survey(record)
-    print(
+    REPLAYED.append(
         f"{title}: {len(record.operations)} operations, {found.moments} moments ({found.sampled} sampled), "
         f"{found.replays} replays, {len(found.states)} different states"
     )

@@ -47,7 +47,7 @@ def import_command(
 
     From torch.save, Lightning or safetensors, told by the content, to one with digests and a header.
     Pickles are read by torch's restricted loader alone: a file that asks for classes is refused, naming
-    them. This is the one command that imports torch.
+    them. No other command imports torch, but compare and export-weights where they are given a foreign file.
     """
     from ckptcore.cli.facts import header_facts, header_json
     from ckptcore.importing import import_checkpoint

@@ -80,10 +80,10 @@ def _verified(directory: Path, file: Path) -> Path:
     from ckptcore.errors import DamagedCheckpoint, UsageError
     from ckptcore.verifying import verify
 
-    path = next((place for place in (file, directory / file) if place.is_file()), None)
+    path = next((place for place in (directory / file, file) if place.is_file()), None)
     if path is None:
         raise UsageError(
-            f"expected a checkpoint file, got {file}: there is none, neither here nor in {directory}."
+            f"expected a checkpoint file, got {file}: there is none, neither in {directory} nor here."
         )
     report = verify(path)
     if not report.ok:

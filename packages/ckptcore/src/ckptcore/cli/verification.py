@@ -16,6 +16,7 @@ from ckptcore.cli.text import clean, size
 from ckptcore.errors import CheckpointError
 from ckptcore.resume import ARCHIVED
 from ckptcore.semver import is_version
+from ckptcore.tree import walk
 from ckptcore.verifying import Report, verify
 
 
@@ -60,6 +61,7 @@ def checkpoint_files(paths: Sequence[Path]) -> list[Path]:
 
     Raises:
         FileNotFoundError: a path does not exist.
+        OSError: a folder cannot be read.
     """
     found: dict[Path, None] = {}
     for path in paths:
@@ -69,7 +71,7 @@ def checkpoint_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def _below(directory: Path) -> Iterator[Path]:
-    for place, folders, files in os.walk(directory):
+    for place, folders, files in walk(directory):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             path = Path(place, name)
