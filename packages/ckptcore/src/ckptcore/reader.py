@@ -188,17 +188,19 @@ def read_table(fd: int, header: Header) -> tuple[bytes, list[TensorEntry], list[
     data = read_exactly(fd, size, at)
     if len(data) != size or hashlib.sha256(data).hexdigest() != digest:
         raise ValueError("the tensor table in its header (ckptcore/tensors.json)")
-    return data, *decode_table(data)
-
-
-def _check_structure(fd: int, header: Header, table: bytes, entries: list[RecordEntry]) -> dict[str, Placed]:
-    """Compare every byte outside the records with the one form there is; returns the places by name."""
-    names = [entry.name for entry in entries]
-    tensor_names = [f"data/{i}" for i in range(len(entries) - 1 - len(FIXED_RECORDS))]
+    tensors, records = decode_table(data)
+    names = [record.name for record in records]
+    tensor_names = [f"data/{i}" for i in range(len(records) - 1 - len(FIXED_RECORDS))]
+    # A seal may stand for a forged list, too: of none, of a million, or of some that reach past the end.
     if names != [DATA_PICKLE, *FIXED_RECORDS, *tensor_names]:
         raise ValueError(
             "its records are not the ones that are written (missing, twice, unlisted or out of order)"
         )
+    return data, tensors, records
+
+
+def _check_structure(fd: int, header: Header, table: bytes, entries: list[RecordEntry]) -> dict[str, Placed]:
+    """Compare every byte outside the records with the one form there is; returns the places by name."""
     records = [Record(f"{ROOT}/{e.name}", e.size, e.crc32) for e in entries]
     records.append(Record(f"{ROOT}/{TABLE_RECORD}", len(table), zlib.crc32(table)))
     records.append(Record(f"{ROOT}/{SUMMARY_RECORD}", len(header.sealed), zlib.crc32(header.sealed)))

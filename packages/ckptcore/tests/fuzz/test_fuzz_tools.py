@@ -49,6 +49,11 @@ def test_no_mutant_brings_anything_but_errors_of_ours_out_of_the_tools(
     use_every_tool(bench, mutator(seeds, random.Random(seed)))
 
 
+def test_a_sealed_table_that_lists_no_records_is_damage_to_every_tool(seeds: Seeds, bench: Path) -> None:
+    mutator = next(m for m in MUTATORS if m.__name__ == "native_table")
+    use_every_tool(bench, mutator(seeds, random.Random(1483667711076536778)))
+
+
 def mutated_text(good: bytes, chance: random.Random) -> bytes:
     """JSON in which a value is another, or whose bytes are."""
     if chance.random() < 0.3:

@@ -128,24 +128,22 @@ def scratch(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(at)
 
 
-REPLAYED: list[str] = []
-"""What each survey of the running test came to."""
+SHOW: list[Callable[[str, object], None]] = []
+"""`record_property` of the running test."""
 
 
 @pytest.fixture(autouse=True)
-def _show_counts(record_property: Callable[[str, object], None]) -> Iterator[None]:
-    REPLAYED.clear()
-    yield
-    if REPLAYED:
-        record_property("shown", "\n".join(REPLAYED))
+def _show_counts(record_property: Callable[[str, object], None]) -> None:
+    SHOW[:] = [record_property]
 
 
 def cut_everywhere(record: Recording, scratch: Path, check: Callable[[Path, State], None], title: str) -> int:
     """Open every state that a cut may leave; returns how many there are."""
     found = survey(record)
-    REPLAYED.append(
+    SHOW[0](
+        "shown",
         f"{title}: {len(record.operations)} operations, {found.moments} moments ({found.sampled} sampled), "
-        f"{found.replays} replays, {len(found.states)} different states"
+        f"{found.replays} replays, {len(found.states)} different states",
     )
     for number, state in enumerate(found.states):
         at = scratch / f"state{number}"
