@@ -26,8 +26,8 @@ SECONDS = 300
 
 @dataclass
 class Verdict:
-    """What came of one file: error class and message by reader, seconds, peak memory above that of an idle
-    process, the file's own size, and what lies in the folder of imports afterwards.
+    """What came of one file: error class and message by reader, seconds of the processor, peak memory above
+    that of an idle process, the file's own size, and what lies in the folder of imports afterwards.
     """
 
     errors: dict[str, tuple[str, str] | None]
@@ -126,7 +126,7 @@ def _open(path: str, idle: int) -> dict[str, Any]:
     errors: dict[str, tuple[str, str] | None] = {}
     mapping = None
     _forget_peak()
-    start = time.perf_counter()
+    start = time.process_time()
     for name, reader in readers.items():
         try:
             found = reader(path)
@@ -144,7 +144,7 @@ def _open(path: str, idle: int) -> dict[str, Any]:
         found = None
     return {
         "errors": errors,
-        "seconds": time.perf_counter() - start,
+        "seconds": time.process_time() - start,
         "bytes": _memory("VmHWM") - idle,
         "size": os.path.getsize(path),
         "executed": os.path.exists("executed"),

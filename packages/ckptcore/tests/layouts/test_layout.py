@@ -62,9 +62,9 @@ def test_a_template_whose_names_are_found_again_is_taken(template):
 def test_fields_side_by_side_are_matched_in_no_time():
     template = "{stage}{metric_name}_{epoch}_{epochs_finished}_{global_step}_{metric}.pt"
     layout = Layout("mine", {"latest": template}, ())
-    began = time.perf_counter()
+    began = time.process_time()
     assert layout.roles_of("1" * 250 + ".pt") == layout.roles_of("1_" * 120 + ".pt ") == ()
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
 
 
 def test_a_long_stage_is_shortened_and_a_name_that_cannot_be_is_refused():
