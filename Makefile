@@ -8,13 +8,20 @@ STAMP := $(VENV)/.setup-stamp
 PYTHON ?= python3
 PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3.14
 
-PACKAGES := -e "packages/ckptcore[lightning,numpy,plot,test]"
+PACKAGES := -e "packages/ckptcore[lightning,numpy,plot,test]" \
+  $(foreach name,serving phantom engine xray ct mri ensemble,-e packages/$(name))
 BUILD_TOOLS := hatchling editables
-DEV_TOOLS := ruff mypy
+DEV_TOOLS := ruff mypy pandas-stubs types-PyYAML
+PIPELINE_TOOLS := dvc mlflow
 PIP_INSTALL := $(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint bench clean
+.PHONY: help setup demo xray ct mri ensemble export ui test test-slow lint bench clean
+
+# Commands of the pipeline are found in .venv; nothing is sent anywhere.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -35,8 +42,31 @@ $(STAMP): Makefile constraints.txt $(wildcard packages/*/pyproject.toml)
 	fi
 	@echo "Installing into $(VENV) (minutes the first time: torch is large)"
 	@$(PIP_INSTALL) $(BUILD_TOOLS)
-	@$(PIP_INSTALL) --no-build-isolation $(PACKAGES) $(DEV_TOOLS)
+	@$(PIP_INSTALL) --no-build-isolation $(PACKAGES) $(DEV_TOOLS) $(PIPELINE_TOOLS)
 	@touch $@
+
+demo: setup ## the whole pipeline on a synthetic cohort: images, three trainings, ensemble, report, exports
+	dvc repro
+	@cat reports/summary.txt
+
+xray: setup ## the chest X-ray branch: images, training, predictions
+	dvc repro predict_xray
+
+ct: setup ## the chest CT branch
+	dvc repro predict_ct
+
+mri: setup ## the brain MRI branch
+	dvc repro predict_mri
+
+ensemble: setup ## all branches and the ensemble over them
+	dvc repro ensemble
+
+export: setup ## all models as ONNX and TorchScript, checked against their checkpoints
+	dvc repro export
+
+ui: setup ## compare runs in the browser: MLflow at http://127.0.0.1:5000, this machine only
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(RUN) mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db \
+	  --host 127.0.0.1 --port 5000 --workers 1
 
 lint: setup ## ruff (rules and format), then mypy --strict on the packages
 	$(RUN) ruff check .

@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Tables are compared as a pipe shows them; two workers with two threads each would only wait for each other.
+os.environ.pop("COLUMNS", None)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # No deadline: examples here wait for fsync on disks that other programs use too. In CI every run has the same
 # examples, so that no change is blamed for an old bug found by luck; elsewhere each run tries new ones.
 _COMMON = {

@@ -1,0 +1,1 @@
+"""What all modalities share: cohorts, splits, training, evaluation, tracking and export."""

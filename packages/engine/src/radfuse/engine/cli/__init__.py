@@ -1,0 +1,48 @@
+"""The `radfuse` command. A command's module is imported when it is called, so help shows at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from radfuse.engine.cli.commands import WRONG_USAGE, application
+from radfuse.engine.cli.failing import FAILED, INTERRUPTED, code_of, show_traceback, shown
+
+__all__ = ["main", "run"]
+
+
+def main() -> None:
+    """The entry point of `radfuse`."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code: 0 fine, 1 it failed and said why, 2 wrong usage."""
+    for stream in (sys.stdout, sys.stderr):
+        # A file name need not be text; a terminal need not know every character.
+        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
+    try:
+        application().main(args=list(arguments), prog_name="radfuse")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0 if end.code is None else WRONG_USAGE
+    except KeyboardInterrupt:
+        sys.stderr.write("radfuse: interrupted.\n")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Its reader (head, less) had enough; nothing is left to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:
+        if not shown(error) or show_traceback(arguments):
+            raise
+        sys.stderr.write(f"radfuse: {error_text(error)}\n")
+        return code_of(error)
+    return 0
+
+
+def error_text(error: BaseException) -> str:
+    """What went wrong, as one message."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error) or type(error).__name__

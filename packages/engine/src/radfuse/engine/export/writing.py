@@ -1,0 +1,125 @@
+"""Writes a model in every format that is asked for: no file is there before all of them answered rightly."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ckptcore import durable
+from radfuse.engine.errors import MissingStage
+from radfuse.engine.export import onnx, torchscript
+from radfuse.engine.export.cards import card_text, metadata
+from radfuse.engine.export.graph import require_evaluation
+from radfuse.engine.export.parity import Answers, Probe, largest_difference, probes
+from radfuse.serving.card import card_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from radfuse.engine.export.exportable import Exportable
+
+
+@dataclass(frozen=True)
+class Written:
+    """An exported file.
+
+    Attributes:
+        name: of the model: ``xray``.
+        file: where it lies; its card lies beside it.
+        size: in bytes.
+        difference: the largest one from the checkpoint's own answers.
+        seconds: that it took.
+    """
+
+    name: str
+    file: Path
+    size: int
+    difference: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Format:
+    make: Callable[[Exportable, Tensor], bytes]
+    runner: Callable[[Path], Answers]
+    opset: int | None
+
+
+def _onnx(model: Exportable, example: Tensor) -> bytes:
+    return onnx.onnx_bytes(model.graph, example, model.step, metadata(model.card))
+
+
+def _torchscript(model: Exportable, example: Tensor) -> bytes:
+    return torchscript.torchscript_bytes(model.graph, example)
+
+
+_FORMATS = {
+    "onnx": _Format(_onnx, onnx.runner, onnx.OPSET),
+    "torchscript": _Format(_torchscript, torchscript.runner, None),
+}
+
+
+def write(model: Exportable, folder: Path, formats: Sequence[str], tolerance: float) -> list[Written]:
+    """Export a model, run every file on real samples, and give the files their names if all is well.
+
+    Args:
+        model: what to export.
+        folder: where the files and their cards go; made when missing.
+        formats: ``onnx``, ``torchscript``.
+        tolerance: the largest difference from the checkpoint that is allowed.
+
+    Raises:
+        ParityError: a file answers otherwise than the checkpoint. No file is left of this export; those of an
+            earlier one, with their own cards, stay as they were.
+        StillTraining: a layer of the graph is in training mode.
+        MissingStage: there is no sample to try the export on.
+    """
+    require_evaluation(model.graph)
+    if not model.samples:
+        raise MissingStage(f"expected real samples to try the export of {model.name} on, got none.")
+    durable.make_folder(folder)
+    expected = probes(model.graph, model.samples, model.step)
+    with ExitStack() as leftovers:
+        tried = [_tried(model, folder, form, expected, tolerance, leftovers) for form in formats]
+        for one in tried:
+            durable.publish(one.temporary, [one.written.file])
+            durable.write_text(card_path(one.written.file), one.card)
+    return [one.written for one in tried]
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """A file under a temporary name, which has answered as it should."""
+
+    temporary: Path
+    card: str
+    written: Written
+
+
+def _tried(
+    model: Exportable,
+    folder: Path,
+    form: str,
+    expected: Sequence[Probe],
+    tolerance: float,
+    leftovers: ExitStack,
+) -> _Tried:
+    began = time.monotonic()
+    how, target = _FORMATS[form], folder / model.files[form]
+    # Two samples, or twice the same one: an axis of length 1 would be taken for a constant.
+    data = how.make(model, torch.stack([model.samples[0], model.samples[-1]]))
+    with durable.staged(target, len(data)) as (fd, temporary):
+        durable.write_all(fd, data)
+    leftovers.callback(durable.remove_quietly, temporary)
+    difference = largest_difference(target.name, how.runner(temporary), expected, tolerance)
+    parity = {"samples": len(model.samples), "max_abs_difference": difference, "tolerance": tolerance}
+    card = card_text(model.card, hashlib.sha256(data).hexdigest(), how.opset, parity)
+    seconds = time.monotonic() - began
+    return _Tried(temporary, card, Written(model.name, target, len(data), difference, seconds))

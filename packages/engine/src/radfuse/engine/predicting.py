@@ -1,0 +1,174 @@
+"""Predicts every prepared sample of a modality with its published best checkpoint, and calibrates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+import ckptcore
+from radfuse.engine import calibration, numerics, predictions
+from radfuse.engine.freshness import check_checkpoint, check_prepared
+from radfuse.engine.loaders import Examples, Loader
+from radfuse.engine.modality import Modality
+from radfuse.engine.modality import modality as modality_of
+from radfuse.engine.places import Places, require
+from radfuse.engine.prepared import Prepared
+from radfuse.engine.progress import track
+from radfuse.engine.run import Whole
+from radfuse.engine.tables import PATIENT, SAMPLE, SPLIT, STUDY
+from radfuse.engine.tasks import Task, task_of
+from radfuse.engine.workfolder import file_digest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from radfuse.engine.config import Params
+
+IDS = [PATIENT, STUDY, SAMPLE, SPLIT]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network with the weights of a checkpoint, in evaluation mode on the CPU.
+
+    Attributes:
+        network: from normalised input to logits; the averaged one where the training kept an average.
+        checkpoint: where the weights came from; every byte of it was verified.
+        task: what it learnt.
+    """
+
+    network: nn.Module
+    checkpoint: ckptcore.Checkpoint
+    task: Task
+
+
+def best_checkpoint(places: Places, modality: Modality) -> Path:
+    """The published best checkpoint of a modality.
+
+    Raises:
+        MissingStage: it was not trained.
+    """
+    file = places.saved_models(modality.name) / f"{modality.model_name}_best.pth"
+    return require(file, f"radfuse train {modality.name}")
+
+
+def load_trained(params: Params, places: Places, modality: Modality, file: Path | None = None) -> Trained:
+    """The trained network of a modality, refused when it is not that of the data at hand.
+
+    Args:
+        params: params.yaml.
+        places: of the pipeline.
+        modality: whose.
+        file: a checkpoint; the published best by default.
+
+    Raises:
+        MissingStage: the modality was not prepared or not trained.
+        StaleError: it was trained on other images, or another split.
+        DamagedCheckpoint: the file is not what was written.
+    """
+    prepare, prepared = params.prepare_of(modality), Prepared(places, modality.name)
+    check_prepared(places, modality, prepare, prepared)
+    file = file or best_checkpoint(places, modality)
+    checkpoint = ckptcore.load(file)
+    check_checkpoint(file.name, checkpoint.get("provenance") or {}, prepared)
+    task = task_of(modality, prepare, prepared)
+    network = modality.network(prepare, params.train_of(modality), task.outputs)
+    key = "ema_state_dict" if checkpoint.get("ema_state_dict") else "model_state_dict"
+    ckptcore.load_weights(network, file, key=key)
+    return Trained(network.eval(), checkpoint, task)
+
+
+def predict_split(params: Params, places: Places, name: str) -> Path:
+    """Predict all samples of a modality, fit the calibration, and write both.
+
+    Computes in fp32 whatever the training did, as exports do. The table has every split; what is said of
+    `train` is of no use but to see how much was learnt by heart.
+
+    Args:
+        params: params.yaml.
+        places: of the pipeline.
+        name: of the modality.
+
+    Returns:
+        The table.
+
+    Raises:
+        MissingStage: the modality was not prepared or not trained.
+        StaleError: the model was trained on other images, or another split.
+    """
+    modality = modality_of(name)
+    prepared = Prepared(places, name)
+    trained = load_trained(params, places, modality)
+    frame = answers(params, modality, prepared, trained)
+    fitted = calibration.Calibration({})
+    if trained.task.kind == "classification":
+        fitted = calibration.fit(frame, trained.task.names, _fitting_splits(places, name))
+        frame = fitted.apply(frame)
+    file = places.calibration(name)
+    fitted.write(file)
+    header = trained.checkpoint.header
+    told = trained.task.describe()
+    stamp = predictions.Stamp(
+        modality=name,
+        model_digest=header.model_digest or "",
+        split_digest=prepared.split_digest,
+        run_key=header.run_key or "",
+        labels=tuple(told.get("labels") or told["regions"]),
+        calibration=file_digest(file),
+        prepared_digest=prepared.digest,
+    )
+    predictions.write(places.predictions(name), frame, stamp)
+    return places.predictions(name)
+
+
+def answers(params: Params, modality: Modality, prepared: Prepared, trained: Trained) -> pd.DataFrame:
+    """The prediction table without calibrated columns: a row a sample, in the prepared table's order."""
+    import pandas as pd
+
+    settings = params.train_of(modality)
+    conditions = numerics.choose(params.predict.device, "32")
+    layout = numerics.memory_format(trained.network)
+    whole = Whole(modality.normalisation(params.prepare_of(modality)), trained.network).eval()
+    whole = whole.to(device=conditions.device, memory_format=layout)  # type: ignore[call-overload]
+    rows = prepared.rows()
+    # Volumes may differ in size: one at a time. A training step needs several times the memory of a
+    # prediction.
+    size = settings.batch_size if trained.task.kind == "classification" else 1
+    examples = Examples(prepared, rows, modality, trained.task, settings, None)
+    loader = Loader(examples, size, None, params.predict.workers, pin=conditions.device == "cuda")
+    parts: list[pd.DataFrame] = []
+    with closing(loader), torch.inference_mode(), _exact_products():
+        for batch in track(loader.epoch(), f"predict {modality.name}", mode=params.train.progress):
+            image = numerics.laid_out(batch.image.to(conditions.device), layout)
+            logits = trained.task.infer(whole, image, settings)
+            part = loader.rows.iloc[list(batch.rows)]
+            found = trained.task.answers(logits, batch.target.to(conditions.device), part)
+            parts.append(part[IDS].assign(**found))
+    return pd.concat(parts, ignore_index=True)
+
+
+@contextmanager
+def _exact_products() -> Iterator[None]:
+    """GPUs convolve in TF32 unless told otherwise, which is not what an export answers."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def _fitting_splits(places: Places, modality: str) -> tuple[str, ...] | None:
+    """`val` and `calibration` where the cohort merges them; None lets the counts decide."""
+    file = require(places.splits, "radfuse cohort")
+    told: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    few = told.get("few_positives", told.get("merged_calibration"))
+    merged = few.get(modality) if isinstance(few, dict) else few
+    return ("val", "calibration") if merged else None

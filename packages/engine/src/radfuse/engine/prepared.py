@@ -1,0 +1,114 @@
+"""Prepared arrays of a modality, as training and prediction read them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from radfuse.engine.places import Places, require
+from radfuse.engine.tables import SAMPLE
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+ARRAY_SUFFIX = ".npy"
+MASK_SUFFIX = ".mask.npy"
+SPACING = ("spacing_mm_d", "spacing_mm_h", "spacing_mm_w")
+"""Columns with millimetres between voxels along (D, H, W)."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `radfuse prepare` made of one modality. It may be sent to another process; nothing is held open.
+
+    Attributes:
+        places: of the pipeline.
+        modality: its name.
+    """
+
+    places: Places
+    modality: str
+
+    def rows(self) -> pd.DataFrame:
+        """One row a sample, sorted by sample id.
+
+        The columns are those of the cohort, then ``sha256`` and ``mask_sha256`` of the files ("" for none)
+        and, for volumes, ``spacing_mm_d``, ``spacing_mm_h``, ``spacing_mm_w`` of the prepared array (NaN
+        otherwise).
+
+        Raises:
+            MissingStage: the modality has not been prepared.
+        """
+        import pandas as pd
+
+        return pd.read_parquet(require(self.places.manifest(self.modality), self._command))
+
+    def array(self, sample_id: str) -> NDArray[Any]:
+        """The array of a sample, mapped read-only from its file: only what is touched takes memory."""
+        mapped: NDArray[Any] = self._mapped(sample_id + ARRAY_SUFFIX)
+        return mapped
+
+    def mask(self, sample_id: str) -> NDArray[np.uint8]:
+        """The segmentation of a sample, mapped read-only: (D, H, W) class indices."""
+        mapped: NDArray[np.uint8] = self._mapped(sample_id + MASK_SUFFIX)
+        return mapped
+
+    @property
+    def stamp(self) -> Mapping[str, Any]:
+        """What ``manifest.json`` says.
+
+        Its keys are ``digest``, ``spec``, ``labels``, ``classes``, ``counts``, ``split_digest``, ``skipped``.
+
+        Raises:
+            MissingStage: the modality has not been prepared.
+        """
+        return self._stamp
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over every array, label and split and the preprocessing: what a model was trained on."""
+        return str(self._stamp["digest"])
+
+    @property
+    def split_digest(self) -> str:
+        """Digest of the split that the rows have."""
+        return str(self._stamp["split_digest"])
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The preprocessing, as `radfuse.serving.preprocess` takes it."""
+        return dict(self._stamp["spec"])
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the labels that the rows have, in the cohort's order."""
+        return list(self._stamp["labels"])
+
+    @property
+    def classes(self) -> dict[int, str]:
+        """Names of the classes that masks have, by index; empty where there are no masks."""
+        return {int(index): name for index, name in self._stamp["classes"].items()}
+
+    def samples(self, split: str) -> list[str]:
+        """Sample ids of a split, sorted."""
+        rows = self.rows()
+        return [str(name) for name in rows.loc[rows["split"] == split, SAMPLE]]
+
+    @cached_property
+    def _stamp(self) -> dict[str, Any]:
+        path = require(self.places.manifest_stamp(self.modality), self._command)
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+
+    def _mapped(self, name: str) -> Any:
+        import numpy as np
+
+        return np.load(self.places.arrays(self.modality) / name, mmap_mode="r", allow_pickle=False)
+
+    @property
+    def _command(self) -> str:
+        return f"radfuse prepare {self.modality}"

@@ -1,0 +1,229 @@
+"""The prepare stage of one modality: what is left to do is done, and the manifest says what there is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from ckptcore import durable
+from ckptcore.canonical import canonical_json
+from radfuse.engine import cohort, counts
+from radfuse.engine.config import Params
+from radfuse.engine.errors import MissingStage, RadfuseError, TooManySkipped
+from radfuse.engine.identity import Images
+from radfuse.engine.modality import Modality
+from radfuse.engine.places import Places, require
+from radfuse.engine.prepared import ARRAY_SUFFIX, MASK_SUFFIX, SPACING
+from radfuse.engine.preparing.decoding import Finished, Job, Skipped
+from radfuse.engine.preparing.jobs import images_of, jobs_of
+from radfuse.engine.preparing.journal import Journal
+from radfuse.engine.preparing.workers import carry_out_all, cores
+from radfuse.engine.progress import Mode, track
+from radfuse.engine.table_bytes import csv_text, parquet
+from radfuse.engine.tables import LABEL, MODALITY, SAMPLE, SPLIT, SPLITS, columns
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT = 1
+_SHOWN = 5
+
+
+class Busy(RadfuseError):
+    """Another process prepares the same modality."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run of the stage came to.
+
+    Attributes:
+        prepared: samples that have arrays.
+        kept: of these, as many were there from before.
+        skipped: ``file: reason`` of each sample that could not be read, for the terminal alone.
+        digest: of the manifest.
+    """
+
+    prepared: int
+    kept: int
+    skipped: Sequence[str]
+    digest: str
+
+
+def prepare(modality: Modality, params: Params, places: Places, progress: Mode = "auto") -> Result:
+    """Make the arrays of every sample of a modality, and the manifest.
+
+    It may be stopped at any moment: what is finished is not done again, and nothing half-written has a name.
+
+    Raises:
+        MissingStage: there is no cohort, or it has no sample of the modality.
+        SettingsError: the preprocessing asks for images that a source does not have.
+        TooManySkipped: more samples than ``prepare.max_skipped_fraction`` cannot be read.
+        Busy: another process is at it.
+    """
+    samples = _samples(modality.name, places)
+    spec = modality.preprocessing(params.prepare_of(modality))
+    images = images_of(samples, places)
+    durable.make_folder(places.arrays(modality.name))
+    with _alone(places, modality.name):
+        journal = Journal(_beside(places, modality.name, "journal.jsonl"))
+        jobs = jobs_of(samples, images, spec, modality.name, params, places, journal)
+        _withdraw_manifest(places, modality.name)
+        outcomes = _outcomes(jobs, journal, modality.name, params.prepare.workers or cores(), progress)
+        finished = {one.sample_id: one for one in outcomes if isinstance(one, Finished)}
+        skipped = {one.sample_id: one.reason for one in outcomes if isinstance(one, Skipped)}
+        shown = [f"{_place(images[name])}: {reason}" for name, reason in sorted(skipped.items())]
+        total = len(samples) + _write_skipped(skipped, modality.name, places)
+        _refuse_too_many(
+            modality.name, total - len(finished), total, shown, params.prepare.max_skipped_fraction
+        )
+        digest = _write_manifest(samples, finished, spec, modality.name, places, total - len(finished))
+        _tidy(places, modality.name, finished)
+        journal.replace(finished[name] for name in sorted(finished))
+    kept = sum(1 for job in jobs if job.before is not None and finished.get(job.sample_id) == job.before)
+    return Result(len(finished), kept, shown, digest)
+
+
+def _samples(modality: str, places: Places) -> pd.DataFrame:
+    table = cohort.read(places)
+    samples = table.loc[table[MODALITY] == modality]
+    if samples.empty:
+        raise MissingStage(
+            f"the cohort has no sample of {modality}; add a source that has some to `sources` of params.yaml "
+            "and run `radfuse cohort`."
+        )
+    known = counts.labels_of(table, modality)
+    unused = [LABEL + name for name in columns(samples, LABEL) if name not in known]
+    return samples.drop(columns=unused).sort_values(SAMPLE).reset_index(drop=True)
+
+
+@contextmanager
+def _alone(places: Places, modality: str) -> Iterator[None]:
+    try:
+        with FileLock(_beside(places, modality, "lock"), timeout=0):
+            yield
+    except Timeout:
+        raise Busy(
+            f"another process prepares {modality} in {places.prepared(modality)}; wait for it, or end it."
+        ) from None
+
+
+def _beside(places: Places, modality: str, name: str) -> Any:
+    """Files that are no output stand beside a modality's folder, which a pipeline may delete as a whole."""
+    return places.prepared(modality).with_name(f".{modality}.{name}")
+
+
+def _withdraw_manifest(places: Places, modality: str) -> None:
+    """A manifest must never speak of arrays that are being replaced."""
+    durable.remove(places.manifest_stamp(modality))
+    durable.remove(places.manifest(modality))
+
+
+def _outcomes(
+    jobs: Sequence[Job], journal: Journal, modality: str, workers: int, progress: Mode
+) -> list[Finished | Skipped]:
+    outcomes: list[Finished | Skipped] = []
+    shown = track(carry_out_all(jobs, workers), f"prepare {modality}", len(jobs), progress)
+    skipped = 0
+    for outcome in shown:
+        outcomes.append(outcome)
+        if isinstance(outcome, Finished):
+            journal.add(outcome)
+        else:
+            skipped += 1
+            shown.note = f"{skipped} skipped"
+    return outcomes
+
+
+def _write_skipped(skipped: Mapping[str, str], modality: str, places: Places) -> int:
+    """Write ``skipped.csv``; returns how many the cohort stage had left out, which are in it too."""
+    import pandas as pd
+
+    left_out = pd.read_csv(require(places.left_out, "radfuse cohort"), dtype=str)
+    before = left_out.loc[left_out[MODALITY] == modality]
+    rows = [*skipped.items(), *zip(before[SAMPLE], before["reason"], strict=True)]
+    table = pd.DataFrame(sorted(rows), columns=[SAMPLE, "reason"])
+    durable.write_text(places.skipped(modality), csv_text(table))
+    return len(before)
+
+
+def _refuse_too_many(modality: str, skipped: int, total: int, shown: Sequence[str], limit: float) -> None:
+    if skipped <= limit * total and skipped < total:
+        return
+    more = f"\n  ... and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+    raise TooManySkipped(
+        f"{modality}: {skipped} of {total} samples cannot be read, more than prepare.max_skipped_fraction "
+        f"{limit:g} allows:\n  " + "\n  ".join(shown[:_SHOWN]) + f"{more}\n"
+        "skipped.csv lists all of them (`radfuse whois` finds the files). Mend or remove them, or raise the "
+        "limit; what was read is kept."
+    )
+
+
+def _write_manifest(
+    samples: pd.DataFrame,
+    finished: Mapping[str, Finished],
+    spec: Mapping[str, Any],
+    modality: str,
+    places: Places,
+    skipped: int,
+) -> str:
+    """Write the manifest, its stamp last; returns its digest."""
+    rows = samples.loc[samples[SAMPLE].isin(finished.keys())].reset_index(drop=True)
+    made = [finished[name] for name in rows[SAMPLE]]
+    rows["sha256"] = [one.sha256 for one in made]
+    rows["mask_sha256"] = [one.mask_sha256 for one in made]
+    for axis, name in enumerate(SPACING):
+        rows[name] = [math.nan if one.spacing_mm is None else one.spacing_mm[axis] for one in made]
+    split_stamp = cohort.read_stamp(places)
+    masks = all(one.mask_sha256 for one in made)
+    stamp = {
+        "format": FORMAT,
+        "modality": modality,
+        "spec": dict(spec),
+        "labels": columns(rows, LABEL),
+        "classes": split_stamp["classes"].get(modality, {}) if masks else {},
+        "counts": {name: Counter(rows[SPLIT])[name] for name in SPLITS},
+        "split_digest": split_stamp["digest"],
+        "skipped": skipped,
+    }
+    stamp = {"digest": _digest(rows, stamp), **stamp}
+    durable.write_bytes(places.manifest(modality), parquet(rows))
+    durable.write_text(places.manifest_stamp(modality), json.dumps(stamp, indent=2) + "\n")
+    return str(stamp["digest"])
+
+
+def _digest(rows: pd.DataFrame, stamp: Mapping[str, Any]) -> str:
+    """SHA-256 over each sample's arrays, labels and split, and over preprocessing and classes."""
+    labels = [LABEL + name for name in stamp["labels"]]
+    lines = [
+        [
+            *(str(row[name]) for name in (SAMPLE, "sha256", "mask_sha256", SPLIT)),
+            *(repr(row[name]) for name in labels),
+        ]
+        for row in rows.to_dict("records")
+    ]
+    about = [stamp["spec"], stamp["labels"], stamp["classes"]]
+    return hashlib.sha256(canonical_json([about, lines])).hexdigest()
+
+
+def _tidy(places: Places, modality: str, finished: Mapping[str, Finished]) -> None:
+    """Remove arrays that the manifest does not know, and what killed writers left."""
+    wanted = {f"{name}{ARRAY_SUFFIX}" for name in finished}
+    wanted |= {f"{name}{MASK_SUFFIX}" for name, one in finished.items() if one.mask_sha256}
+    for path in places.arrays(modality).iterdir():
+        if path.name not in wanted and path.is_file():
+            durable.remove(path)
+
+
+def _place(images: Images) -> str:
+    """A sample's first file, relative to the source's root; of a series, its folder."""
+    names = next(iter(images.files.values()))
+    return names[0] if len(names) == 1 else names[0].rpartition("/")[0]

@@ -1,0 +1,120 @@
+"""What a training leaves beside its checkpoints: lines, the JSON log, pictures, and MLflow's run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from radfuse.engine.history import RunLog
+from radfuse.engine.pictures import learning_curves, picture_name
+from radfuse.engine.progress import duration
+from radfuse.engine.tracking import FINISHED_AT, Tracker
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from radfuse.engine.loaders import Batch
+    from radfuse.engine.run import Run
+
+_log = logging.getLogger(__name__)
+MOST_PICTURES = 20
+PICTURES = "pictures"
+
+
+class Recorder:
+    """Tells of a training while it runs.
+
+    Args:
+        folder: the work folder.
+        title: of pictures: the modality in words.
+        log: the JSON log.
+        tracker: MLflow.
+    """
+
+    def __init__(self, folder: Path, title: str, log: RunLog, tracker: Tracker) -> None:
+        self._folder = folder
+        self._title = title
+        self._log = log
+        self._tracker = tracker
+        self._seconds: list[float] = []
+
+    def begin(
+        self, session: Mapping[str, Any], parameters: Mapping[str, Any], tags: Mapping[str, str], epoch: int
+    ) -> None:
+        """Tell that the training starts, or goes on.
+
+        Args:
+            session: conditions, and what it goes on from.
+            parameters: what was asked for, flat.
+            tags: digests, device and the like.
+            epoch: the first one, from 0.
+        """
+        self._log.begin(session, epoch)
+        self._tracker.begin(parameters, tags)
+
+    @property
+    def mlflow_run(self) -> str | None:
+        """The id of MLflow's run; None where nothing is tracked."""
+        return self._tracker.run_id
+
+    def warn(self, message: str) -> None:
+        """Tell of something that a person should look at."""
+        _log.warning("%s", message)
+
+    def draw(self, run: Run, batch: Batch, logits: Tensor) -> None:
+        """Draw predictions of a batch, in at most twenty epochs of a training."""
+        every = -(-run.plan.epochs // MOST_PICTURES)
+        if run.at.epoch % every and run.at.epoch + 1 != run.plan.epochs:
+            return
+        path = self._folder / PICTURES / picture_name(run.at.epoch, 1)
+        rows = run.validation.rows.iloc[list(batch.rows)]
+        title = f"{self._title}, after epoch {run.at.epoch + 1}"
+        run.task.picture(path, batch.image, batch.target, logits, rows, title)
+        self._tracker.log_file(path, PICTURES)
+
+    def epoch(
+        self, run: Run, epoch: int, metrics: Mapping[str, float], stage: Mapping[str, Any], seconds: float
+    ) -> None:
+        """Tell what an epoch brought.
+
+        Args:
+            run: the training.
+            epoch: that ended, from 0.
+            metrics: what was measured.
+            stage: its name and what learnt in it.
+            seconds: that it took.
+        """
+        self._seconds.append(seconds)
+        left = 0 if run.at.stopped else run.plan.epochs - epoch - 1
+        remaining = f", about {duration(left * sum(self._seconds) / len(self._seconds))} left" if left else ""
+        best = max((v for v in run.manager.history.get(run.task.metric, []) if v == v), default=float("nan"))
+        _log.info(
+            "epoch %d/%d, %s: train_loss %.4f, val_loss %.4f, %s %.4f (best %.4f), %s%s",
+            epoch + 1, run.plan.epochs, stage["name"], metrics["train_loss"], metrics["val_loss"],
+            run.task.metric, metrics[run.task.metric], best, duration(seconds), remaining,
+        )  # fmt: skip
+        told = {name: value for name, value in metrics.items() if name != FINISHED_AT}
+        self._log.epoch(epoch, {"stage": dict(stage), **told, "seconds": round(seconds, 3)})
+        # The checkpoint of this epoch may still be on its way to the disk; those before it are there.
+        self._tracker.log_epochs(run.manager.history, epoch)
+
+    def end(self, run: Run, outcome: str, tags: Mapping[str, str]) -> None:
+        """Tell how the training ended; every checkpoint is durable now.
+
+        Args:
+            run: the training.
+            outcome: ``finished``, ``stopped early``, ``interrupted`` or ``failed``.
+            tags: of what came out.
+        """
+        self._log.end({"outcome": outcome, "epochs_finished": run.at.epoch})
+        self._tracker.log_epochs(run.manager.history, run.at.epoch)
+        if outcome in ("finished", "stopped early"):
+            curves = self._folder / PICTURES / "learning_curves.png"
+            learning_curves(curves, run.manager.history, run.task.metric, self._title)
+            self._tracker.log_file(curves, PICTURES)
+            self._tracker.log_file(self._log.path, "logs")
+        self._tracker.tag({"outcome": outcome, **tags})
+        status = {"failed": "FAILED", "interrupted": "KILLED"}.get(outcome, "FINISHED")
+        self._tracker.end(status)

@@ -1,0 +1,190 @@
+"""Writes the folder of a new pipeline: parameters, stages, what git ignores, and what to do next."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, StrictUndefined
+
+from ckptcore import durable
+from radfuse.engine.blocks import (
+    EvaluateSettings,
+    ExportSettings,
+    ModalityBlocks,
+    PredictSettings,
+    PrepareBlock,
+    PrivacySettings,
+    SplitSettings,
+    TrainBlock,
+)
+from radfuse.engine.commented import block
+from radfuse.engine.errors import RadfuseError
+from radfuse.engine.modality import Modality
+
+FILES = {
+    "params.yaml": "params.yaml.j2",
+    "dvc.yaml": "dvc.yaml.j2",
+    ".gitignore": "gitignore.j2",
+    "README.md": "README.md.j2",
+}
+MODALITIES_OF = {
+    "phantom": ("xray", "ct", "mri"),
+    "nih_chestxray14": ("xray",),
+    "brats": ("mri",),
+    "decathlon": ("mri",),
+    "table": ("xray",),
+}
+"""Modalities that a kind of source has, unless others are named."""
+
+
+class FolderTaken(RadfuseError):
+    """The folder has a pipeline already."""
+
+
+def sources_for(
+    kind: str, modalities: Sequence[Modality], root: Path, namespace: str
+) -> list[dict[str, Any]]:
+    """The ``sources`` block of a new pipeline, to be edited by its owner.
+
+    Args:
+        kind: of source.
+        modalities: that it has; a table has one source for each.
+        root: of the images.
+        namespace: within which a patient's number means one patient, such as the name of a hospital.
+    """
+    if kind != "table":
+        public = {"public": False} if kind in ("brats", "decathlon") else {}
+        return [{"kind": kind, "root": str(root), **public}]
+    namespace = re.sub(r"\W+", "_", namespace) or "patients"
+    return [
+        {
+            "kind": "table",
+            "name": modality.name,
+            "root": str(root),
+            "public": False,
+            "patient_namespace": namespace,
+            "modality": modality.name,
+            "csv": f"{modality.name}.csv",
+            **_columns(modality),
+        }
+        for modality in modalities
+    ]
+
+
+def _columns(modality: Modality) -> dict[str, Any]:
+    """Columns that a table of a modality most likely has, by what its preprocessing takes."""
+    from radfuse.serving import preprocess
+
+    spec = modality.preprocessing(modality.prepare_settings.model_validate({}))
+    roles = preprocess.roles(spec)
+    if roles != ("image",):
+        images = {role: f"{role}_path" for role in roles}
+        return {
+            "images": images,
+            "mask": "mask_path",
+            "mask_classes": {1: "core", 2: "oedema", 4: "enhancing"},
+        }
+    if spec["kind"] == "ct_patch":
+        return {"images": "path", "labels": ["malignant"], "point_mm": ["x_mm", "y_mm", "z_mm"]}
+    return {"images": "path", "labels": ["finding"]}
+
+
+def dvc_yaml(
+    modalities: Sequence[Modality], cohort_deps: Sequence[str] = (), phantom: bool = False, push: bool = False
+) -> str:
+    """The stages of a pipeline.
+
+    Args:
+        modalities: that it has.
+        cohort_deps: files and folders whose change makes the cohort anew.
+        phantom: begin with making the phantom.
+        push: let ``dvc push`` send tables with rows about patients.
+    """
+    return _render(
+        "dvc.yaml.j2",
+        {
+            "modalities": modalities,
+            "cohort_deps": cohort_deps,
+            "phantom": phantom,
+            "push": "true" if push else "false",
+        },
+    )
+
+
+def write(folder: Path, sources: Sequence[Mapping[str, Any]], modalities: Sequence[Modality]) -> list[Path]:
+    """Write a new pipeline; nothing that is there is touched.
+
+    Args:
+        folder: of the pipeline; made where it is missing.
+        sources: the block of that name.
+        modalities: that it has.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        FolderTaken: one of the files is there already.
+    """
+    taken = [name for name in FILES if (folder / name).exists()]
+    if taken:
+        raise FolderTaken(
+            f"{folder} has {', '.join(taken)} already; name a folder without them, or move them away."
+        )
+    durable.make_folder(folder)
+    tables = [f"{source['root']}/{source['csv']}" for source in sources if "csv" in source]
+    texts = {
+        "params.yaml": _render("params.yaml.j2", _blocks(sources, modalities)),
+        "dvc.yaml": dvc_yaml(modalities, tables or [str(source["root"]) for source in sources]),
+        ".gitignore": _render("gitignore.j2", {}),
+        "README.md": _render(
+            "README.md.j2",
+            {
+                "title": folder.resolve().name,
+                "modalities": modalities,
+                "sources": sources,
+                "table": bool(tables),
+            },
+        ),
+    }
+    for name in FILES:
+        durable.write_text(folder / name, texts[name])
+    return [folder / name for name in FILES]
+
+
+def _blocks(sources: Sequence[Mapping[str, Any]], modalities: Sequence[Modality]) -> dict[str, Any]:
+    listed = yaml.safe_dump([dict(source) for source in sources], sort_keys=False, default_flow_style=None)
+    return {
+        "table": any("csv" in source for source in sources),
+        "sources": "".join(f"  {line}\n" for line in listed.splitlines()),
+        "split": block(SplitSettings()),
+        "privacy": block(PrivacySettings()),
+        "prepare": _with_modalities(
+            PrepareBlock(), {m.name: m.prepare_settings.model_validate({}) for m in modalities}
+        ),
+        "train": _with_modalities(
+            TrainBlock(), {m.name: m.train_settings.model_validate({}) for m in modalities}
+        ),
+        "predict": block(PredictSettings()),
+        "evaluate": block(EvaluateSettings()),
+        "export": block(ExportSettings()),
+    }
+
+
+def _with_modalities(shared: ModalityBlocks, own: Mapping[str, Any]) -> str:
+    text = block(shared)
+    for name, kind in own.items():
+        inside = block(kind.model_validate({}), indent=4)
+        text += f"  {name}:\n{inside}" if inside else ""
+    return text
+
+
+def _render(template: str, values: Mapping[str, Any]) -> str:
+    text = (files("radfuse.engine") / "templates" / template).read_text(encoding="utf-8")
+    # The output is YAML and Markdown, written by us for its owner: there is nothing to escape.
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    return environment.from_string(text).render(**values)

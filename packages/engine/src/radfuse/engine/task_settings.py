@@ -1,0 +1,39 @@
+"""Settings of the two tasks; a module of its own, so that to check params.yaml does not import torch."""
+
+from __future__ import annotations
+
+from pydantic import Field, PositiveInt
+
+from radfuse.engine.pooling import Pooling
+from radfuse.engine.settings import TrainSettings
+
+Size = tuple[PositiveInt, PositiveInt, PositiveInt]
+
+
+class ClassificationSettings(TrainSettings):
+    """How a classifier is trained.
+
+    Attributes:
+        pooling: how the scores of a patient's images become one, before thresholds and F1.
+    """
+
+    pooling: Pooling = "mean"
+
+
+class SegmentationSettings(TrainSettings):
+    """How a segmentation network is trained.
+
+    Attributes:
+        patch_size: (D, H, W) voxels that a training step sees of a volume, and the window that goes over
+            whole volumes; a volume that is smaller is padded with zeros.
+        patches_per_volume: patches of each volume in an epoch.
+        foreground: share of the patches that are centred on a voxel of a region; the others lie anywhere.
+        overlap: of neighbouring windows.
+        windows_at_once: windows in one pass of the network; costs memory.
+    """
+
+    patch_size: Size = (96, 96, 96)
+    patches_per_volume: PositiveInt = 1
+    foreground: float = Field(default=0.67, ge=0, le=1)
+    overlap: float = Field(default=0.25, ge=0, lt=1)
+    windows_at_once: PositiveInt = 1

@@ -1,0 +1,199 @@
+"""What surrounds the training loop: the work folder, resuming, the record of the run, and publishing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ckptcore
+from ckptcore import durable
+from ckptcore.rules import EveryMinutes, EverySteps, SaveRule
+from ckptcore.signals import TrainingInterrupted
+from radfuse.engine import loop, numerics, workfolder
+from radfuse.engine.assembly import Order, assemble
+from radfuse.engine.errors import SettingsError
+from radfuse.engine.freshness import check_prepared
+from radfuse.engine.modality import modality as modality_of
+from radfuse.engine.places import Places
+from radfuse.engine.prepared import Prepared
+from radfuse.engine.tracking import flat
+from radfuse.engine.workfolder import WorkFolder
+
+if TYPE_CHECKING:
+    from radfuse.engine.config import Params
+    from radfuse.engine.run import Run
+    from radfuse.engine.settings import TrainSettings
+
+_log = logging.getLogger(__name__)
+HISTORY = "training_history.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training came to.
+
+    Attributes:
+        key: of its work folder.
+        epochs_finished: in all its sessions.
+        trained: whether anything was left to train.
+        published: the files in ``saved_models``.
+    """
+
+    key: str
+    epochs_finished: int
+    trained: bool
+    published: tuple[Path, ...]
+
+
+def train(
+    params: Params, places: Places, name: str, resume: str = "auto", accept_other_hardware: bool = False
+) -> Outcome:
+    """Train the network of a modality, or go on where it was stopped, and publish what came out.
+
+    Args:
+        params: params.yaml.
+        places: of the pipeline.
+        name: of the modality.
+        resume: ``auto`` goes on where the same training was stopped, ``none`` begins anew, a path goes on
+            from that checkpoint.
+        accept_other_hardware: go on though device, precision or threads are not what they were.
+
+    Raises:
+        MissingStage: the images are not prepared.
+        StaleError: they were prepared from another split or in another way.
+        SettingsError: the settings do not fit the data, the network or the machine.
+        OtherNumerics: the training would go on under other conditions.
+        NonFiniteLoss: the loss is NaN or infinite.
+    """
+    modality, prepared = modality_of(name), Prepared(places, name)
+    settings, prepare = _with_files(params.train_of(modality), places, name), params.prepare_of(modality)
+    check_prepared(places, modality, prepare, prepared)
+    recipe = workfolder.recipe_of(modality, params.seed, prepare, settings, prepared.digest)
+    order = Order(params, places, modality, prepared, settings, recipe)
+    with workfolder.opened(places, modality, recipe, fresh=resume == "none") as work:
+        trained = resume not in ("auto", "none") or not work.finished
+        if trained:
+            _train_in(work, order, resume, accept_other_hardware)
+        else:
+            _log.info("this training is finished already; it is published again")
+        published = _publish(work, places.saved_models(name))
+        finished = work.record["finished"]
+    workfolder.prune(places, modality, work, settings.continue_from)
+    return Outcome(work.key, int(finished["epochs_finished"]), trained, tuple(published))
+
+
+def _train_in(work: WorkFolder, order: Order, resume: str, accept_other_hardware: bool) -> None:
+    work.reopen()
+    with _manager(work, order) as manager:
+        run = assemble(order, work, manager)
+        with closing(run):
+            parent = _go_on(run, work, resume, order.settings.continue_from, accept_other_hardware)
+            with _recorded(run, order, parent):
+                loop.train(run)
+        finished = {"epochs_finished": run.at.epoch, "stopped_early": run.at.stopped}
+    # Only now is the last checkpoint durable.
+    work.finish(finished)
+
+
+def _manager(work: WorkFolder, order: Order) -> ckptcore.CheckpointManager:
+    """The keeper of the work folder's checkpoints, with saves within epochs if wanted."""
+    settings, block = order.settings, order.params.train
+    layout = ckptcore.layouts.saved_models(
+        order.modality.model_name, order.task.metric, every=settings.save_every, last=settings.keep_last
+    )
+    rules: list[SaveRule] = list(layout.save)
+    if block.save_every_steps:
+        rules.append(EverySteps(block.save_every_steps))
+    if block.save_every_minutes:
+        rules.append(EveryMinutes(block.save_every_minutes))
+    return ckptcore.CheckpointManager(
+        work.path, layout, save=rules, run_key=work.key, total_epochs=settings.epochs
+    )
+
+
+def _go_on(
+    run: Run, work: WorkFolder, resume: str, continue_from: Path | None, accept_other_hardware: bool
+) -> dict[str, Any] | None:
+    """Put the run where an earlier session or another training left it.
+
+    Returns:
+        What it goes on from; None for a fresh start.
+    """
+    if resume in ("auto", "none"):
+        found = run.manager.resume("auto")
+        if found is None and continue_from is not None:
+            found = run.manager.resume(continue_from)
+    else:
+        named = work.path / resume
+        _require_file(named if named.is_file() else Path(resume), resume, "--resume")
+        found = run.manager.resume(resume)
+    if found is None:
+        return None
+    own = found.header.run_key == work.key
+    if own and not accept_other_hardware:
+        numerics.check_same(found["provenance"]["numerics"], run.conditions)
+    run.restore(found)
+    if not own:
+        run.begin_epoch_anew()
+    if run.done:
+        _log.warning("%s has %d epochs already; nothing is left to train", found.path.name, run.at.epoch)
+    return {
+        "file": found.path.name,
+        "run_key": found.header.run_key,
+        "model_digest": found.header.model_digest,
+    }
+
+
+@contextmanager
+def _recorded(run: Run, order: Order, parent: Mapping[str, Any] | None) -> Iterator[None]:
+    """Tell the log and MLflow of a session, however it ends."""
+    recipe = {name: value for name, value in order.recipe.items() if name != "code"}
+    tags = {
+        "prepared_digest": order.prepared.digest,
+        "split_digest": order.prepared.split_digest,
+        **{name: str(value) for name, value in run.conditions.stamp().items()},
+    }
+    session = {"conditions": run.conditions.stamp(), "goes_on_from": parent}
+    run.recorder.begin(session, flat(recipe), tags, run.at.epoch)
+    run.facts["provenance"] |= {"mlflow_run_id": run.recorder.mlflow_run, "goes_on_from": parent}
+    try:
+        yield
+        run.manager.wait()
+    except TrainingInterrupted:
+        run.recorder.end(run, "interrupted", {})
+        raise
+    except BaseException:
+        run.recorder.end(run, "failed", {})
+        raise
+    best = run.manager.directory / f"{order.modality.model_name}_best.pth" if run.manager.directory else None
+    digest = ckptcore.read_header(best).model_digest if best is not None and best.is_file() else None
+    run.recorder.end(
+        run, "stopped early" if run.at.stopped else "finished", {"model_digest": digest or "none"}
+    )
+
+
+def _publish(work: WorkFolder, target: Path) -> list[Path]:
+    """Copy a finished training's checkpoints and history to ``saved_models``; versions there stay."""
+    files = ckptcore.publish(work.path, target)
+    durable.copy_durable(work.path / HISTORY, target / HISTORY, mode=0o644)
+    return [*files, target / HISTORY]
+
+
+def _with_files(settings: TrainSettings, places: Places, modality: str) -> TrainSettings:
+    """Settings whose files are found from the current folder; in params.yaml they are relative to it."""
+    found: dict[str, Path] = {}
+    for name in ("weights", "continue_from"):
+        path: Path | None = getattr(settings, name)
+        if path is not None:
+            found[name] = places.root / path.expanduser()
+            _require_file(found[name], path, f"train.{modality}.{name}")
+    return settings.model_copy(update=found)
+
+
+def _require_file(path: Path, given: object, asked_by: str) -> None:
+    if not path.is_file():
+        raise SettingsError(f"{asked_by}: expected a file, got {given}, which is not there.")

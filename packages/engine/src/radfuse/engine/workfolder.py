@@ -1,0 +1,297 @@
+"""The folder in which a training keeps its state, named by everything that decides its numbers.
+
+A training that was killed finds its state again under the same key; changed parameters, data or code lead to
+another folder and can never meet stale state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ckptcore import durable
+from ckptcore.canonical import canonical_json
+from radfuse.engine.modality import Modality
+from radfuse.engine.places import Places
+from radfuse.engine.settings import PrepareSettings, TrainSettings
+from radfuse.engine.tracking import flat
+
+_log = logging.getLogger(__name__)
+
+SCHEMA = 1
+RECORD = "run.json"
+RUN_ONLY = ("keep_last", "save_every")
+"""Settings of a training that change no number: which checkpoints stay."""
+NUMBERS = (
+    "radfuse.engine.assembly",
+    "radfuse.engine.ema",
+    "radfuse.engine.loaders",
+    "radfuse.engine.loop",
+    "radfuse.engine.numerics",
+    "radfuse.engine.pooling",
+    "radfuse.engine.randomness",
+    "radfuse.engine.run",
+    "radfuse.engine.schedules",
+    "radfuse.engine.stages",
+    "radfuse.engine.tasks",
+    "radfuse.engine.thresholds",
+    "radfuse.engine.weights",
+    "radfuse.serving.preprocess",
+)
+"""Modules that a training's numbers come from, besides the modality's own package; of a package all of it."""
+_A_DAY = 86_400.0
+
+
+def code_files(modality: Modality) -> list[tuple[str, Path]]:
+    """Modules that a training's numbers come from, by name, with their files."""
+    found: list[tuple[str, Path]] = []
+    for name in sorted({*NUMBERS, _package_of(type(modality).__module__)}):
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            continue
+        file = Path(spec.origin)
+        if spec.submodule_search_locations is None:
+            found.append((name, file))
+        else:
+            found += [
+                (f"{name}.{one.relative_to(file.parent)}", one) for one in sorted(file.parent.rglob("*.py"))
+            ]
+    return found
+
+
+def _package_of(module: str) -> str:
+    """The package that a module stands in, or the module where it stands alone."""
+    spec = importlib.util.find_spec(module)
+    is_package = spec is not None and spec.submodule_search_locations is not None
+    return module if is_package else module.rpartition(".")[0] or module
+
+
+def recipe_of(
+    modality: Modality, seed: int, prepare: PrepareSettings, train: TrainSettings, prepared_digest: str
+) -> dict[str, Any]:
+    """Everything that decides the numbers of a training, as plain values; no path is among them.
+
+    Args:
+        modality: what is trained.
+        seed: of the training.
+        prepare: how its images became arrays.
+        train: how it is trained.
+        prepared_digest: of the arrays, labels and splits.
+    """
+    told = train.model_dump(mode="json", exclude={*RUN_ONLY, "weights", "continue_from"})
+    for name in ("weights", "continue_from"):
+        file = getattr(train, name)
+        told[name] = None if file is None else {"file": file.name, "sha256": file_digest(file)}
+    code = {name: file_digest(file) for name, file in code_files(modality)}
+    return {
+        "schema": SCHEMA,
+        "modality": modality.name,
+        "seed": seed,
+        "prepare": prepare.model_dump(mode="json"),
+        "train": told,
+        "prepared_digest": prepared_digest,
+        "code": code,
+    }
+
+
+def key_of(recipe: Mapping[str, Any]) -> str:
+    """The name of the work folder: 16 hex digits of the recipe's SHA-256."""
+    return hashlib.sha256(canonical_json(recipe)).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class WorkFolder:
+    """One training's folder; `opened` makes sure that it is nobody else's meanwhile.
+
+    Attributes:
+        path: the folder.
+        key: its name.
+    """
+
+    path: Path
+    key: str
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What is noted of the training: recipe, time of its beginning, and its end if it came."""
+        return read_record(self.path) or {}
+
+    @property
+    def finished(self) -> bool:
+        """Whether the training came to its end; its files are then only to be published again."""
+        return bool(self.record.get("finished"))
+
+    def reopen(self) -> None:
+        """Take back the note of an end: the training goes on."""
+        record = self.record
+        if record.pop("finished", None):
+            _write_record(self.path, record)
+
+    def finish(self, facts: Mapping[str, Any]) -> None:
+        """Note that the training came to its end."""
+        _write_record(self.path, {**self.record, "finished": dict(facts)})
+
+
+@contextmanager
+def opened(
+    places: Places, modality: Modality, recipe: Mapping[str, Any], fresh: bool = False
+) -> Iterator[WorkFolder]:
+    """The work folder of a recipe, held until the block ends; another training of the same recipe waits.
+
+    Args:
+        places: of the pipeline.
+        modality: what is trained.
+        recipe: names the folder.
+        fresh: set aside what is in it and begin anew.
+    """
+    root, key = places.work(modality.name), key_of(recipe)
+    durable.make_folder(root)
+    with _held(root / f"{key}.lock"):
+        folder = root / key
+        if fresh and folder.exists():
+            aside = durable.make_new_folder(root / f"{key}.{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+            os.replace(folder, aside)
+            _log.info("what was there of this training was set aside as %s", shown(aside))
+        if read_record(folder) is None:
+            announce_nearest(places, modality, recipe)
+            durable.make_folder(folder)
+            _write_record(
+                folder, {"recipe": dict(recipe), "created": datetime.now(UTC).isoformat(timespec="seconds")}
+            )
+        yield WorkFolder(folder, key)
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """The lock of a work folder. It lies beside the folder, which may be set aside while it is held."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _log.warning("another process trains exactly this (%s); waiting for it to end", path.stem)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def announce_nearest(places: Places, modality: Modality, recipe: Mapping[str, Any]) -> None:
+    """Say which earlier training is nearest to a new one, what differs, and how to go on from it instead."""
+    found = nearest(places, modality, recipe)
+    if found is None:
+        return
+    folder, differing = found
+    latest = folder / f"{modality.model_name}_latest.pth"
+    there = latest.relative_to(places.root) if latest.is_relative_to(places.root) else latest.resolve()
+    own = "" if places.root.resolve() == Path.cwd() else f" --params {shown(places.root / 'params.yaml')}"
+    _log.info(
+        "this training starts afresh; the nearest earlier one, %s, differs in:\n  %s\n"
+        "To go on from it instead: radfuse train %s%s --set train.%s.continue_from=%s",
+        folder.name, "\n  ".join(differing), modality.name, own, modality.name, there,
+    )  # fmt: skip
+
+
+def nearest(places: Places, modality: Modality, recipe: Mapping[str, Any]) -> tuple[Path, list[str]] | None:
+    """The earlier training that differs least, and in what; None where there is none to go on from."""
+    ranked = []
+    for folder in _folders(places, modality):
+        before = (read_record(folder) or {}).get("recipe")
+        latest = folder / f"{modality.model_name}_latest.pth"
+        if isinstance(before, dict) and folder.name != key_of(recipe) and latest.exists():
+            differing = differences(before, recipe)
+            ranked.append((len(differing), -latest.stat().st_mtime, folder, differing))
+    if not ranked:
+        return None
+    _, _, folder, differing = min(ranked, key=lambda one: one[:2])
+    return folder, differing
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What two recipes differ in, a line each."""
+    old, new = flat(before), flat(now)
+    lines = []
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) == new.get(name):
+            continue
+        if name.startswith("code."):
+            lines.append(f"{name} (the program changed)")
+        elif name == "prepared_digest":
+            lines.append("the prepared data (images, labels or split)")
+        else:
+            lines.append(f"{name}: {old.get(name, 'nothing')} then, {new.get(name, 'nothing')} now")
+    return lines
+
+
+def prune(places: Places, modality: Modality, keep: WorkFolder, needed: Path | None) -> list[str]:
+    """Delete work folders of a modality that nobody touched for a day.
+
+    Args:
+        places: of the pipeline.
+        modality: whose.
+        keep: the one that stays.
+        needed: a file whose folder stays, too: what the training continues from.
+
+    Returns:
+        Names of the deleted folders.
+    """
+    gone = []
+    for folder in _folders(places, modality):
+        holds = needed is not None and folder.resolve() in needed.resolve().parents
+        if folder.name == keep.key or holds or time.time() - _touched(folder) < _A_DAY:
+            continue
+        lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+        with suppress(Timeout), lock.acquire(timeout=0):
+            shutil.rmtree(folder)
+            gone.append(folder.name)
+    if gone:
+        _log.info("deleted work folders of earlier trainings: %s", ", ".join(gone))
+    return gone
+
+
+def shown(path: Path) -> str:
+    """A path as it is typed in the current folder."""
+    return os.path.relpath(path)
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """What is noted of a training; None where nothing is, or nothing that can be read."""
+    try:
+        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    durable.write_text(folder / RECORD, json.dumps(record, indent=1) + "\n")
+
+
+def _folders(places: Places, modality: Modality) -> list[Path]:
+    root = places.work(modality.name)
+    if not root.is_dir():
+        return []
+    return sorted(one for one in root.iterdir() if one.is_dir() and (one / RECORD).is_file())
+
+
+def _touched(folder: Path) -> float:
+    return max((one.stat().st_mtime for one in folder.iterdir() if one.is_file()), default=0.0)

@@ -1,0 +1,109 @@
+import re
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pipelines import write_csv, write_png
+
+from radfuse.engine import config, modality, pushing, scaffold
+from radfuse.engine.blocks import SplitSettings
+from radfuse.engine.commented import block
+from radfuse.engine.places import Places
+from radfuse.engine.sources import open_sources
+
+FILES = ("params.yaml", "dvc.yaml", ".gitignore", "README.md")
+
+
+def test_new_pipeline_has_parameters_that_load_and_are_the_defaults(
+    radfuse: Callable[..., Any], tmp_path: Path
+) -> None:
+    ran = radfuse("init", tmp_path / "mine")
+    assert ran.code == 0
+    assert all((tmp_path / "mine" / name).is_file() for name in FILES)
+    params = config.load(tmp_path / "mine" / "params.yaml")
+    defaults = config.Params()
+    assert params.split == defaults.split
+    assert params.export == defaults.export
+    xray = modality.modality("xray")
+    assert params.prepare_of(xray) == xray.prepare_settings()
+    assert params.train_of(xray) == xray.train_settings()
+
+
+def test_every_key_of_new_parameters_has_a_remark(radfuse: Callable[..., Any], tmp_path: Path) -> None:
+    names = ("xray", "ct", "mri")
+    radfuse("init", tmp_path / "mine", *(word for name in names for word in ("--modality", name)))
+    lines = (tmp_path / "mine" / "params.yaml").read_text().partition("\nsplit:\n")[2].splitlines()
+    for above, line in pairwise(["  #", *lines]):
+        key = re.match(r" +(\w+):", line)
+        if key and key[1] not in names and "epochs" not in line and "learning_rate" not in line:
+            assert above.strip().startswith(("#", "learning_rates:")) or key[1] == "layers", line
+
+
+@pytest.mark.parametrize("kind", ["table", "nih_chestxray14", "brats", "decathlon", "phantom"])
+def test_new_pipeline_of_every_kind_has_stages_for_its_modalities(
+    radfuse: Callable[..., Any], tmp_path: Path, kind: str
+) -> None:
+    assert radfuse("init", tmp_path / "mine", "--source", kind, "--root", tmp_path).code == 0
+    stages = yaml.safe_load((tmp_path / "mine" / "dvc.yaml").read_text())["stages"]
+    names = scaffold.MODALITIES_OF[kind]
+    wanted = {"cohort", "ensemble", "evaluate", "export"}
+    wanted |= {f"{stage}_{name}" for stage in ("prepare", "train", "predict") for name in names}
+    assert set(stages) - {"phantom"} == wanted
+    params = config.load(tmp_path / "mine" / "params.yaml")
+    assert {item["kind"] for item in params.sources} == {kind}
+    open_sources(params.sources, tmp_path / "mine", params.origin)
+
+
+def test_tables_of_several_modalities_share_their_patients(
+    radfuse: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "St. Mary's"
+    assert radfuse("init", folder, "--modality", "xray", "--modality", "ct").code == 0
+    raw = folder / "data" / "raw"
+    write_png(raw / "a.png")
+    write_csv(raw / "xray.csv", ("path", "patient_id", "finding"), [("a.png", 1, 1)])
+    header = ("path", "patient_id", "malignant", "x_mm", "y_mm", "z_mm")
+    write_csv(raw / "ct.csv", header, [("a.png", 1, 1, 0, 0, 0)])
+    params = config.load(folder / "params.yaml")
+    first, second = open_sources(params.sources, folder, params.origin)
+    assert first.namespace == second.namespace
+    assert not first.public
+    assert len([*first.scan(), *second.scan()]) == 2
+
+
+def test_nothing_is_overwritten(radfuse: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    ran = radfuse("init", tmp_path)
+    assert ran.code == 1
+    assert "README.md already" in ran.err
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
+def test_kind_and_modality_that_are_none_are_refused(radfuse: Callable[..., Any], tmp_path: Path) -> None:
+    assert "'brats'" in radfuse("init", tmp_path / "a", "--source", "brast").err
+    assert radfuse("init", tmp_path / "a", "--modality", "xry").code == 2
+    assert not (tmp_path / "a").exists()
+
+
+def test_commented_block_reads_back_as_its_settings() -> None:
+    settings = SplitSettings(seed=3)
+    text = block(settings)
+    assert SplitSettings.model_validate(yaml.safe_load(text)) == settings
+    assert "  # Another one deals all patients anew.\n  seed: 3\n" in text
+
+
+def test_pushed_tables_about_patients_stop_the_cohort_unless_allowed(
+    radfuse: Callable[..., Any], tmp_path: Path
+) -> None:
+    radfuse("init", tmp_path / "mine", "--source", "phantom")
+    places = Places(tmp_path / "mine")
+    pushing.check(places, allowed=False)
+    stages = tmp_path / "mine" / "dvc.yaml"
+    stages.write_text(stages.read_text().replace("cohort.parquet: {push: false}", "cohort.parquet"))
+    with pytest.raises(pushing.PushedTables, match=r"send data/cohort/cohort\.parquet, which"):
+        pushing.check(places, allowed=False)
+    pushing.check(places, allowed=True)
+    assert "push_patient_tables" in radfuse("cohort", "--params", tmp_path / "mine" / "params.yaml").err

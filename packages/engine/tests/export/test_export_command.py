@@ -1,0 +1,291 @@
+"""`radfuse export` on a pipeline of two tiny modalities, after the stages before it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+import ckptcore
+from radfuse.engine import predictions
+from radfuse.engine.cli import run
+from radfuse.engine.export.torchscript import load_torchscript
+from radfuse.engine.prepared import Prepared
+from radfuse.serving import Card, FeaturePredictor, Predictor
+from radfuse.serving.preprocess import to_input
+
+TOY = Path(__file__).parent / "toy"
+FILM = ["film_onnx.json", "film_onnx.onnx", "film_torchscript.json", "film_torchscript.pt"]
+SCAN = ["scan_onnx.json", "scan_onnx.onnx", "scan_torchscript.json", "scan_torchscript.pt"]
+
+Export = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_modalities() -> Iterator[None]:
+    """The toy package on the path, for this module alone."""
+    from radfuse.engine import modality
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(TOY))
+        modality.modalities.cache_clear()
+        yield
+    modality.modalities.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory):
+    from trained_pipeline import TrainedPipeline
+
+    pipeline = TrainedPipeline(tmp_path_factory.mktemp("trained") / "pipeline")
+    pipeline.add_film()
+    pipeline.add_scan()
+    (pipeline.places.root / "fusion.txt").write_text("ready")
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory: pytest.TempPathFactory):
+    """The pipeline after ``radfuse export``."""
+    pipeline = copied(trained, tmp_path_factory.mktemp("exported"))
+    assert run(["export", "--params", str(pipeline.file)]) == 0
+    return pipeline
+
+
+@pytest.fixture
+def pipeline(trained, tmp_path: Path):
+    """A pipeline of one's own, before the export."""
+    return copied(trained, tmp_path)
+
+
+@pytest.fixture
+def export(pipeline, capsys: pytest.CaptureFixture[str]) -> Export:
+    """Runs ``radfuse export`` in this process: exit code, standard output, standard error."""
+
+    def called(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = run(["export", *arguments, "--params", str(pipeline.file)])
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return called
+
+
+def copied(pipeline, folder: Path):
+    from trained_pipeline import Places, TrainedPipeline
+
+    shutil.copytree(pipeline.places.root, folder / "pipeline")
+    copy = object.__new__(TrainedPipeline)
+    copy.places, copy.file = Places(folder / "pipeline"), folder / "pipeline" / "params.yaml"
+    return copy
+
+
+def files(pipeline) -> list[str]:
+    folder = pipeline.places.exports
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def calibrated(pipeline, names: list[str]) -> np.ndarray:
+    frame, stamp = predictions.read(pipeline.places.predictions("film"))
+    columns = [f"calibrated:{label}" for label in stamp.labels]
+    return frame.set_index("sample_id").loc[names, columns].to_numpy()
+
+
+def test_row_4_9_everything_trained_is_exported_in_both_formats(exported) -> None:
+    fusion = ["fusion_onnx.json", "fusion_onnx.onnx", "fusion_traced.json", "fusion_traced.pt"]
+    assert files(exported) == sorted([*FILM, *SCAN, *fusion])
+
+
+def test_row_4_9_exports_answer_what_the_prediction_table_says(exported) -> None:
+    prepared = Prepared(exported.places, "film")
+    names = prepared.samples("test") + prepared.samples("val")
+    batch = np.stack([to_input(prepared.spec, prepared.array(name)) for name in names])
+    session = onnxruntime.InferenceSession(
+        exported.places.exports / "film_onnx.onnx", providers=["CPUExecutionProvider"]
+    )
+    traced = load_torchscript(exported.places.exports / "film_torchscript.pt")
+    expected = calibrated(exported, names)
+    np.testing.assert_allclose(session.run(None, {"input": batch})[0], expected, atol=1e-5)
+    np.testing.assert_allclose(traced(torch.from_numpy(batch)).numpy(), expected, atol=1e-5)
+    assert np.ptp(expected, axis=0).min() > 0
+
+
+def test_card_of_a_classification_says_where_it_comes_from(exported) -> None:
+    card = Card.read(exported.places.exports / "film_onnx.json")
+    stamp = predictions.read_stamp(exported.places.predictions("film"))
+    assert (card.modality, card.name, card.version) == ("film", "filmnet", "")
+    assert (card.model_digest, card.split_digest) == (stamp.model_digest, stamp.split_digest)
+    assert card.labels == stamp.labels == ("Mass", "Nodule")
+    told = json.loads(exported.places.calibration("film").read_text())["labels"]
+    assert card.thresholds == {label: one["threshold"] for label, one in told.items()}
+    assert {label: one["temperature"] for label, one in card.calibration.items()} == {
+        label: one["temperature"] for label, one in told.items()
+    }
+    assert card.parity["samples"] == 3
+
+
+def test_card_of_a_segmentation_has_classes_regions_and_window(exported) -> None:
+    card = Card.read(exported.places.exports / "scan_onnx.json")
+    assert card.classes == ("background", "core", "rim") and card.regions == {"lesion": (1, 2)}
+    assert card.inputs == ("t1", "t2") and card.labels == () and card.calibration == {}
+    assert card.sliding_window == {"size": [32, 32, 32], "overlap": 0.25}
+
+
+def test_exports_are_taken_by_the_predictor(exported) -> None:
+    for name in ("film", "scan"):
+        assert Predictor(exported.places.exports / f"{name}_onnx.onnx").card.modality == name
+    fusion = FeaturePredictor(exported.places.exports / "fusion_onnx.onnx")
+    assert 0 < fusion.predict({"film:Mass": 0.3}).probabilities["pneumonia"] < 1
+
+
+def test_model_of_another_package_in_training_mode_is_refused(
+    export: Export, pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tiny_modalities
+
+    monkeypatch.setattr(tiny_modalities.Fusion, "eval", tiny_modalities.Fusion.train)
+    code, _, err = export("fusion")
+    assert code == 1 and "layers in training mode" in err and files(pipeline) == []
+
+
+def test_no_output_has_a_path_of_this_machine(exported) -> None:
+    traces = [os.fsencode(str(path)) for path in (exported.places.root, Path.home(), Path(__file__).parent)]
+    for path in exported.places.exports.iterdir():
+        if not path.name.endswith((".pt", ".pth")):
+            assert [trace for trace in traces if trace in path.read_bytes()] == [], path.name
+
+
+def test_torchscript_holds_no_path_of_this_machine_and_no_sample(exported) -> None:
+    import zipfile
+
+    traces = [os.fsencode(str(path)) for path in (exported.places.root, Path.home(), Path(__file__).parent)]
+    with zipfile.ZipFile(exported.places.exports / "film_torchscript.pt") as archive:
+        assert [name for name in archive.namelist() if "traced_inputs" in name] == []
+        for name in archive.namelist():
+            assert [trace for trace in traces if trace in archive.read(name)] == [], name
+
+
+def test_second_export_has_the_same_onnx_bytes(exported, export: Export, pipeline) -> None:
+    assert export("film")[0] == 0
+    for name in ("film_onnx.onnx",):
+        assert (pipeline.places.exports / name).read_bytes() == (exported.places.exports / name).read_bytes()
+
+
+def test_one_modality_is_exported_when_named(export: Export, pipeline) -> None:
+    code, out, err = export("film", "--set", "export.formats=[torchscript]")
+    assert (code, err) == (0, "")
+    assert files(pipeline) == FILM[2:]
+    assert "film_torchscript.pt" in out and "tolerated: 1e-04" in out
+
+
+def test_unknown_name_is_wrong_usage_and_names_the_nearest(export: Export) -> None:
+    code, _, err = export("flim")
+    assert code == 2 and "did you mean 'film'?" in err
+
+
+def test_model_that_is_not_applicable_is_left_out_with_the_reason(export: Export, pipeline) -> None:
+    (pipeline.places.root / "fusion.txt").write_text("none")
+    folder = pipeline.places.saved_models("fusion")
+    folder.mkdir()
+    told = {"status": "not_applicable", "why": "No patient has two modalities."}
+    (folder / "weighted_average.json").write_text(json.dumps(told))
+    code, _, err = export("fusion")
+    assert code == 0 and files(pipeline) == []
+    assert "fusion: not exported, as it is not applicable here. No patient has two modalities." in err
+
+
+def test_model_that_was_never_made_is_left_out_unless_asked_for(export: Export, pipeline) -> None:
+    (pipeline.places.root / "fusion.txt").unlink()
+    shutil.rmtree(pipeline.places.saved_models("scan"))
+    code, _, err = export("--set", "export.formats=[torchscript]")
+    assert code == 0 and files(pipeline) == FILM[2:]
+    assert "fusion: not exported, as expected fusion.txt" in err
+    code, _, err = export("fusion")
+    assert code == 1 and "expected fusion.txt" in err
+
+
+def test_nothing_trained_is_an_error(export: Export, pipeline) -> None:
+    shutil.rmtree(pipeline.places.saved_models_folder)
+    code, _, err = export()
+    assert code == 1 and "radfuse train" in err
+    code, _, err = export("film")
+    assert code == 1 and "radfuse train film" in err
+
+
+def test_calibration_of_another_model_is_refused(export: Export, pipeline) -> None:
+    pipeline.train("film", seed=1)
+    code, _, err = export("film")
+    assert code == 1 and files(pipeline) == []
+    assert "the calibration of film is stale" in err and "radfuse predict-split film" in err
+
+
+def test_calibration_that_was_changed_is_refused(export: Export, pipeline) -> None:
+    path = pipeline.places.calibration("film")
+    told = json.loads(path.read_text())
+    told["labels"]["Mass"]["temperature"] = 3.0
+    path.write_text(json.dumps(told))
+    code, _, err = export("film")
+    assert code == 1 and "calibration file" in err
+
+
+def test_missing_predictions_are_named(export: Export, pipeline) -> None:
+    pipeline.places.predictions("film").unlink()
+    code, _, err = export("film")
+    assert code == 1 and "radfuse predict-split film" in err
+
+
+def test_graph_that_the_prediction_table_contradicts_is_refused(export: Export, pipeline) -> None:
+    path = pipeline.places.predictions("film")
+    frame, stamp = predictions.read(path)
+    frame["calibrated:Nodule"] += 0.01
+    predictions.write(path, frame, stamp)
+    code, _, err = export("film")
+    assert code == 1 and files(pipeline) == []
+    assert "the graph of film differs from its prediction table by 0.01" in err
+
+
+def test_tolerance_that_nothing_meets_leaves_no_file(export: Export, pipeline) -> None:
+    code, _, err = export("scan", "--set", "export.tolerance=1.0e-12")
+    assert code == 1 and files(pipeline) == []
+    assert "scan_onnx.onnx differs from its checkpoint by" in err
+
+
+def test_damaged_checkpoint_is_refused(export: Export, pipeline) -> None:
+    path = pipeline.places.saved_models("film") / "filmnet_best.pth"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    code, _, err = export("film")
+    assert code == 1 and "filmnet_best.pth" in err and files(pipeline) == []
+
+
+def test_promoted_version_stands_on_the_card(export: Export, pipeline) -> None:
+    best = pipeline.places.saved_models("film") / "filmnet_best.pth"
+    ckptcore.promote(best, version="1.2.0")
+    assert export("film", "--set", "export.formats=[onnx]")[0] == 0
+    assert Card.read(pipeline.places.exports / "film_onnx.json").version == "1.2.0"
+    session = onnxruntime.InferenceSession(
+        pipeline.places.exports / "film_onnx.onnx", providers=["CPUExecutionProvider"]
+    )
+    assert session.get_modelmeta().custom_metadata_map["version"] == "1.2.0"
+
+
+def test_averaged_weights_are_what_is_exported(export: Export, pipeline) -> None:
+    from radfuse.engine.predicting import predict_split
+
+    other = torch.load(pipeline.train("film", seed=5))["model_state_dict"]
+    average = torch.load(pipeline.train("film", seed=7))["model_state_dict"]
+    pipeline.train("film", seed=5, ema_state_dict=average)
+    assert any((other[key] != average[key]).any() for key in other)
+    predict_split(pipeline.params(), pipeline.places, "film")
+    assert export("film", "--set", "export.formats=[torchscript]")[0] == 0
+    traced = load_torchscript(pipeline.places.exports / "film_torchscript.pt")
+    weights = dict(traced.named_parameters())
+    torch.testing.assert_close(weights["network.0.weight"], average["0.weight"])

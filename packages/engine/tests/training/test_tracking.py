@@ -1,0 +1,81 @@
+"""MLflow's side of a training."""
+
+import logging
+
+import pytest
+from stopping import stop_at
+from trainable import toy_pipeline
+
+import ckptcore
+from ckptcore.signals import TrainingInterrupted
+from radfuse.engine import tracking
+from radfuse.engine.promoting import promote
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
+
+@pytest.fixture(autouse=True)
+def own_database(monkeypatch):
+    monkeypatch.delenv(tracking.URI, raising=False)
+
+
+def test_one_run_a_key_survives_a_stop_and_has_every_point_once(tmp_path, monkeypatch):
+    pipeline = toy_pipeline(tmp_path, block={"mlflow": True})
+    stop_at(monkeypatch, [8])
+    with pytest.raises(TrainingInterrupted):
+        pipeline.train()
+    outcome = pipeline.train()
+    client = tracking.connect(pipeline.places)
+    experiment = client.get_experiment_by_name("radfuse-toy")
+    (run,) = client.search_runs([experiment.experiment_id])
+    checkpoint = ckptcore.load(pipeline.models / "tiny_best.pth")
+    assert checkpoint["provenance"]["mlflow_run_id"] == run.info.run_id
+    assert run.data.tags[tracking.RUN_KEY] == outcome.key and run.info.status == "FINISHED"
+    assert run.data.tags["model_digest"] == checkpoint.header.model_digest
+    assert run.data.params["train.batch_size"] == "4"
+    points = client.get_metric_history(run.info.run_id, "val_auc")
+    latest = ckptcore.load(pipeline.works()[0] / "tiny_latest.pth")
+    assert [(point.step, point.value) for point in points] == list(enumerate(latest["history"]["val_auc"], 1))
+    assert [point.timestamp for point in points] == [
+        round(t * 1000) for t in latest["history"]["finished_at"]
+    ]
+    pictures = {item.path for item in client.list_artifacts(run.info.run_id, "pictures")}
+    assert "pictures/epoch_001_batch_001.png" in pictures and "pictures/learning_curves.png" in pictures
+    # A second writing of the same points, as after a crash, is no second point.
+    again = tracking.Tracker(pipeline.places, "toy", outcome.key)
+    again.begin({}, {})
+    again.log_epochs(latest["history"], 2)
+    assert len(client.get_metric_history(run.info.run_id, "val_auc")) == 2
+
+    card = promote(pipeline.params(), pipeline.places, "toy", version="1.0.0", notes="first")
+    second = promote(pipeline.params(), pipeline.places, "toy", bump="minor")
+    champion = client.get_model_version_by_alias("radfuse-toy", "champion")
+    assert (card.version, second.version) == ("1.0.0", "1.1.0")
+    assert champion.tags["semver"] == "1.1.0" and champion.run_id == run.info.run_id
+    assert champion.tags["sha256"] == second.sha256
+    files = {item.path for item in client.list_artifacts(run.info.run_id, "versions/1.1.0")}
+    assert files == {"versions/1.1.0/tiny_v1.1.0_best.pth", "versions/1.1.0/tiny_v1.1.0_best.json"}
+
+
+def test_an_unreachable_tracker_is_told_once_and_the_local_files_are_complete(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv(tracking.URI, "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    pipeline = toy_pipeline(tmp_path, block={"mlflow": True})
+    with caplog.at_level(logging.WARNING, "radfuse"):
+        assert pipeline.train().epochs_finished == 2
+    assert sum("MLflow cannot be written" in record.getMessage() for record in caplog.records) == 1
+    (work,) = pipeline.works()
+    assert list(work.glob("training_*.json")) and (pipeline.models / "tiny_best.pth").is_file()
+    assert ckptcore.load(pipeline.models / "tiny_best.pth")["provenance"]["mlflow_run_id"] is None
+    with caplog.at_level(logging.WARNING, "radfuse"):
+        assert promote(pipeline.params(), pipeline.places, "toy", version="1.0.0").version == "1.0.0"
+    assert "version 1.0.0 is made, but MLflow's registry cannot be written" in caplog.text
+
+
+def test_nested_values_become_dotted_ones():
+    assert tracking.flat({"a": {"b": [1, {"c": 2}]}, "d": [], "e": None}) == {
+        "a.b.0": 1,
+        "a.b.1.c": 2,
+        "d": [],
+        "e": None,
+    }

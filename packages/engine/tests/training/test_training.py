@@ -1,0 +1,274 @@
+"""A whole training: keys, names, log, pictures, work folders, errors."""
+
+import json
+import logging
+import math
+import os
+import stat
+import time
+
+import pytest
+import torch
+import yaml
+from trainable import toy_pipeline
+
+import ckptcore
+from ckptcore.errors import FolderBusy
+from radfuse.engine import workfolder
+from radfuse.engine.errors import MissingStage, NonFiniteLoss, SettingsError, StaleError
+from radfuse.engine.modality import modality
+from radfuse.engine.run import MOST_SKIPPED, Run
+
+
+def stages(*epochs, rate=0.01):
+    listed = [{"name": f"s{i}", "epochs": n, "learning_rate": rate} for i, n in enumerate(epochs)]
+    return yaml.safe_dump(listed, default_flow_style=True, width=1000).strip()
+
+
+def test_row_4_2_published_checkpoints_have_the_keys_and_plain_torch_reads_them(toy):
+    toy.train()
+    best = toy.models / "tiny_best.pth"
+    found = torch.load(best, weights_only=True)
+    wanted = {
+        *("epoch", "global_step", "model_state_dict", "optimizer_state_dict", "scheduler_state_dict"),
+        *(
+            "scaler_state_dict",
+            "ema_state_dict",
+            "train_loss",
+            "val_loss",
+            "val_auc",
+            "val_metrics",
+            "best_metric",
+        ),
+        *("optimal_thresholds", "history", "hyperparameters", "stage", "rng_state", "loader_state"),
+        *("provenance", "timestamp", "ckptcore_format"),
+    }
+    assert wanted <= found.keys()
+    assert set(found["optimal_thresholds"]) == {"bright", "striped"}
+    assert {"f1", "sensitivity", "specificity", "accuracy"} <= found["val_metrics"].keys()
+    assert found["best_metric"] == found["val_auc"] == max(found["history"]["val_auc"])
+    told = {"train_loss", "val_loss", "val_f1", "val_sensitivity", "val_specificity", "separation"}
+    assert told <= found["history"].keys()
+    assert (
+        found["hyperparameters"]["batch_size"] == 4
+        and found["provenance"]["task"]["kind"] == "classification"
+    )
+    assert stat.S_IMODE(best.stat().st_mode) == 0o444
+    history = json.loads((toy.models / "training_history.json").read_text())
+    assert len(history["val_auc"]) == 2
+
+
+def test_row_1_4_one_label_has_one_threshold(tmp_path):
+    from trainable import write_prepared
+
+    pipeline = toy_pipeline(tmp_path)
+    from radfuse.engine.prepared import Prepared
+
+    rows = Prepared(pipeline.places, "toy").rows().drop(columns="label:striped")
+    write_prepared(tmp_path, "toy", rows, {"kind": "radiograph", "size": [8, 8]}, ["bright"])
+    pipeline.train()
+    found = ckptcore.load(pipeline.models / "tiny_best.pth")
+    assert 0 <= found["optimal_threshold"] <= 1 and "optimal_thresholds" not in found
+    assert found["history"]["optimal_threshold"][found["epoch"]] == found["optimal_threshold"]
+
+
+def test_row_5_7_a_json_log_and_pictures_by_epoch_and_batch(toy):
+    toy.train()
+    (work,) = toy.works()
+    (log,) = work.glob("training_????????_??????.json")
+    told = json.loads(log.read_text())
+    assert [one["epoch"] for one in told["epochs"]] == [0, 1]
+    assert told["sessions"][0]["outcome"] == "finished" and told["run_key"] == work.name
+    assert told["epochs"][0]["seconds"] > 0 and told["epochs"][0]["stage"]["name"] == "all"
+    names = {path.name for path in (work / "pictures").iterdir()}
+    assert names == {"epoch_000_batch_001.png", "epoch_001_batch_001.png", "learning_curves.png"}
+
+
+def test_a_finished_training_is_published_again_and_not_trained(toy):
+    first = toy.train()
+    (toy.models / "tiny_best.pth").unlink()
+    second = toy.train()
+    assert first.trained and not second.trained and second.epochs_finished == 2
+    assert (toy.models / "tiny_best.pth").is_file()
+
+
+def test_what_only_says_how_a_training_runs_does_not_change_its_key(toy):
+    keys = {
+        toy.train(*one).key
+        for one in ((), ("train.toy.keep_last=5", "train.toy.save_every=7", "train.workers=1"))
+    }
+    assert len(keys) == 1
+
+
+@pytest.mark.parametrize("change", ["seed=1", "train.toy.batch_size=6", "train.toy.dropout=0.1"])
+def test_what_changes_numbers_changes_the_key(toy, change):
+    def key(*overrides):
+        params, found = toy.params(*overrides), modality("toy")
+        return workfolder.key_of(
+            workfolder.recipe_of(
+                found, params.seed, params.prepare_of(found), params.train_of(found), "digest"
+            )
+        )
+
+    assert key() == key() != key(change)
+
+
+def test_the_modules_of_the_key_are_there_and_the_modality_is_among_them():
+    names = dict(workfolder.code_files(modality("toy")))
+    assert "toy_modality" in names and "radfuse.engine.loop" in names
+    assert {
+        name for name in workfolder.NUMBERS if not any(found.startswith(name) for found in names)
+    } == set()
+    inside = dict(workfolder.code_files(modality("xray")))
+    assert "radfuse.xray.network.py" in inside and "radfuse.engine.tasks.task.py" in inside
+
+
+def test_on_a_miss_the_nearest_run_and_what_differs_is_told_with_a_command_that_works(toy, caplog):
+    first = toy.train()
+    with caplog.at_level(logging.INFO, "radfuse"):
+        toy.train("train.toy.batch_size=6", "train.toy.dropout=0.1")
+        toy.train(f"train.toy.stages={stages(1)}")
+    told = [record.getMessage() for record in caplog.records if "differs in" in record.getMessage()]
+    assert f"nearest earlier one, {first.key}, differs in:" in told[0]
+    assert "train.batch_size: 4 then, 6 now" in told[0] and "train.dropout: 0.3 then, 0.1 now" in told[0]
+    setting = told[0].rsplit("--set ", 1)[1]
+    assert setting == f"train.toy.continue_from=.work/toy/{first.key}/tiny_latest.pth"
+    assert "train.stages.0.epochs: 2 then, 1 now" in told[1]
+    assert toy.train(setting, f"train.toy.stages={stages(3)}").epochs_finished == 3
+
+
+def test_folders_of_yesterday_are_deleted_when_another_training_ends(toy):
+    first, second = toy.train(), toy.train("seed=1")
+    for path in (toy.places.work("toy") / first.key).iterdir():
+        os.utime(path, (time.time() - 90_000,) * 2)
+    third = toy.train("seed=2")
+    assert {work.name for work in toy.works()} == {second.key, third.key}
+
+
+def test_a_folder_that_is_trained_in_is_not_for_a_second_writer(toy):
+    key = toy.train().key
+    manager = ckptcore.CheckpointManager(toy.places.work("toy") / key, ckptcore.layouts.saved_models("tiny"))
+    with pytest.raises(FolderBusy):
+        toy.train(resume="tiny_latest.pth")
+    manager.close()
+
+
+def test_early_stopping_ends_a_training_that_gets_no_better(toy, caplog):
+    outcome = toy.train("train.toy.early_stopping=2", f"train.toy.stages={stages(9, rate=1e-9)}")
+    assert outcome.epochs_finished < 9
+    found = ckptcore.load(toy.places.work("toy") / outcome.key / "tiny_latest.pth")
+    values = found["history"]["val_auc"]
+    assert len(values) - 1 - values.index(max(values)) == 2
+    assert not toy.train("train.toy.early_stopping=2", f"train.toy.stages={stages(9, rate=1e-9)}").trained
+
+
+def test_early_stopping_waits_for_the_last_stage(toy):
+    outcome = toy.train("train.toy.early_stopping=1", f"train.toy.stages={stages(4, 3, rate=1e-9)}")
+    assert 5 <= outcome.epochs_finished <= 7
+
+
+def poisoned(monkeypatch, times):
+    """Make the loss NaN at the first so many steps."""
+    from radfuse.engine.tasks.classification import MaskedBCE
+
+    forward, left = MaskedBCE.forward, [times]
+
+    def poison(self, logits, target):
+        loss = forward(self, logits, target)
+        if logits.requires_grad and left[0]:
+            left[0] -= 1
+            return loss * math.nan
+        return loss
+
+    monkeypatch.setattr(MaskedBCE, "forward", poison)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_samples(toy, monkeypatch):
+    poisoned(monkeypatch, 1)
+    with pytest.raises(
+        NonFiniteLoss, match=r"the loss is nan at epoch 1, step 1, samples i0000.*on_nonfinite=skip"
+    ):
+        toy.train()
+
+
+def test_single_steps_without_a_number_are_skipped_when_asked(toy, monkeypatch, caplog):
+    poisoned(monkeypatch, 2)
+    with caplog.at_level(logging.WARNING, "radfuse"):
+        assert toy.train("train.on_nonfinite=skip").epochs_finished == 2
+    assert sum("the step is skipped" in record.getMessage() for record in caplog.records) == 2
+
+
+def test_too_many_steps_without_a_number_stop_the_run_all_the_same(toy, monkeypatch):
+    poisoned(monkeypatch, MOST_SKIPPED + 1)
+    with pytest.raises(NonFiniteLoss):
+        toy.train("train.on_nonfinite=skip")
+
+
+def test_arrays_of_another_split_or_other_settings_are_refused(toy):
+    with pytest.raises(
+        StaleError, match=r"other settings than prepare\.toy; run `radfuse prepare toy` again"
+    ):
+        toy.train("prepare.toy.size=16")
+    toy.places.splits.write_text(json.dumps({"digest": "f" * 64}))
+    with pytest.raises(StaleError, match=r"belong to the split .* and the split at hand is ffffffffffff"):
+        toy.train()
+
+
+def test_what_is_not_prepared_is_told_with_the_command_that_makes_it(tmp_path):
+    from trainable import Pipeline
+
+    with pytest.raises(MissingStage, match="run `radfuse prepare toy` first"):
+        Pipeline(tmp_path, "toy", {"size": 8}).train()
+
+
+def test_splits_without_both_classes_are_refused(toy):
+    from trainable import write_prepared
+
+    from radfuse.engine.prepared import Prepared
+
+    rows = Prepared(toy.places, "toy").rows()
+    rows.loc[rows["split"] == "val", ["label:bright", "label:striped"]] = 0.0
+    write_prepared(toy.root, "toy", rows, {"kind": "radiograph", "size": [8, 8]}, ["bright", "striped"])
+    with pytest.raises(
+        SettingsError, match="positives and negatives of at least one label in the split 'val'"
+    ):
+        toy.train()
+
+
+@pytest.mark.parametrize("setting", ["weights", "continue_from"])
+def test_files_that_are_not_there_are_told_by_their_setting(toy, setting):
+    with pytest.raises(SettingsError, match=rf"train\.toy\.{setting}: expected a file, got nowhere\.pth"):
+        toy.train(f"train.toy.{setting}=nowhere.pth")
+
+
+def test_no_checkpoint_says_where_it_was_trained(toy):
+    toy.train()
+    for path in [*toy.works()[0].iterdir(), *toy.models.iterdir()]:
+        if path.is_file():
+            assert str(toy.root).encode() not in path.read_bytes(), path.name
+
+
+def test_an_average_of_the_weights_is_kept_and_judged(tmp_path):
+    pipeline = toy_pipeline(tmp_path, ema_decay=0.99)
+    pipeline.train()
+    found = ckptcore.load(pipeline.models / "tiny_best.pth")
+    average, live = found["ema_state_dict"], found["model_state_dict"]
+    assert not torch.equal(average["module.2.3.weight"], live["2.3.weight"])
+    assert torch.equal(average["module.0.1.running_mean"], live["0.1.running_mean"])
+    from radfuse.engine.predicting import load_trained
+
+    trained = load_trained(pipeline.params(), pipeline.places, modality("toy"))
+    assert torch.equal(trained.network.state_dict()["2.3.weight"], average["module.2.3.weight"])
+
+
+def test_saves_within_epochs_follow_steps_and_minutes(toy, monkeypatch):
+    seen, count = [], Run.count
+
+    def watch(run, batch, loss):
+        count(run, batch, loss)
+        seen.append(run.manager.layout.save)
+
+    monkeypatch.setattr(Run, "count", watch)
+    toy.train("train.save_every_steps=2", "train.save_every_minutes=5")
+    kinds = {type(rule).__name__ for rule in seen[0]}
+    assert {"EverySteps", "EveryMinutes", "EveryEpochs", "Best", "OnSignal"} <= kinds

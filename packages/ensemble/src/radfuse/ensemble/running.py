@@ -1,0 +1,142 @@
+"""Runs the stage: reads the tables, fits or goes on fitting, writes what came out and tells MLflow."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from radfuse.engine import agreement
+from radfuse.engine.agreement import ENSEMBLE
+from radfuse.engine.evaluation.results import WEIGHTS
+from radfuse.engine.tracking import Tracker, flat
+from radfuse.engine.workfolder import file_digest, key_of
+from radfuse.ensemble import artefacts
+from radfuse.ensemble.fitting import Ensemble, fit
+from radfuse.ensemble.material import Material, NotApplicable, gather
+from radfuse.ensemble.settings import EnsembleSettings, Recipe
+
+if TYPE_CHECKING:
+    from radfuse.engine.config import Params
+    from radfuse.engine.places import Places
+
+_NUMBERS = (
+    "answering.py",
+    "features.py",
+    "fitting.py",
+    "material.py",
+    "network.py",
+    "stacking.py",
+    "training.py",
+)
+"""Modules that the ensemble's numbers come from."""
+_A_DAY = 86_400.0
+
+
+def run(params: Params, places: Places) -> str:
+    """Fit the ensemble of a pipeline and write it.
+
+    Args:
+        params: params.yaml.
+        places: of the pipeline.
+
+    Returns:
+        What came out, in a sentence.
+
+    Raises:
+        MissingStage: an earlier stage has not run.
+        StaleError: a table does not belong to the models or the split at hand.
+        LeakageError: a patient is in more than one split.
+    """
+    settings = params.block("ensemble", EnsembleSettings)
+    recipe = Recipe(**settings.model_dump(), seed=params.seed)
+    tables = agreement.agreeing_tables(places)
+    try:
+        material = gather(tables, agreement.patients(places), recipe)
+    except NotApplicable as reason:
+        artefacts.write_not_applicable(places, tables, str(reason))
+        return f"not applicable: {reason}."
+    key = key_of(_recipe(material, recipe))
+    tracker = Tracker(places, ENSEMBLE, key, params.train.mlflow)
+    tracker.begin(flat(recipe.model_dump(mode="json")), {"split_digest": _split(tables)})
+    try:
+        found = fit(material, recipe, places.work(ENSEMBLE) / key, key)
+    except BaseException:
+        tracker.end("KILLED")
+        raise
+    digest = artefacts.write(places, tables, material, found, recipe, key)
+    _tell(tracker, places, found, digest)
+    prune(places, key)
+    return _sentence(material, found)
+
+
+def prune(places: Places, key: str) -> list[str]:
+    """Delete work folders of other keys that nobody touched for a day.
+
+    Args:
+        places: of the pipeline.
+        key: of the folder that stays.
+
+    Returns:
+        Names of the deleted folders.
+    """
+    old = [
+        folder
+        for folder in sorted(places.work(ENSEMBLE).iterdir())
+        if folder.is_dir() and folder.name != key and time.time() - _touched(folder) > _A_DAY
+    ]
+    for folder in old:
+        shutil.rmtree(folder)
+    return [folder.name for folder in old]
+
+
+def _touched(folder: Path) -> float:
+    return max((file.stat().st_mtime for file in folder.rglob("*")), default=folder.stat().st_mtime)
+
+
+def _recipe(material: Material, recipe: Recipe) -> dict[str, Any]:
+    """Everything that decides the ensemble's numbers, as plain values."""
+    folder = Path(__file__).parent
+    return {
+        "settings": recipe.model_dump(mode="json"),
+        "material": _digest(material),
+        "code": {name: file_digest(folder / name) for name in _NUMBERS},
+    }
+
+
+def _digest(material: Material) -> str:
+    """SHA-256 of what is fitted on, and of nothing else: test patients change no key."""
+    outputs = material.outputs.rows(material.fits)
+    columns = [one.name for one in outputs.features]
+    found = hashlib.sha256(
+        "\n".join([*outputs.patients, *outputs.modalities, *columns, *material.diseases]).encode()
+    )
+    for values in (outputs.values, outputs.mask, material.truth[material.fits]):
+        found.update(values.astype("<f8").tobytes())
+    return found.hexdigest()
+
+
+def _tell(tracker: Tracker, places: Places, found: Ensemble, digest: str) -> None:
+    history = found.trained.history
+    tracker.log_epochs(history, len(history["train_loss"]))
+    tracker.tag({"model_digest": digest, "reported": found.reported, "best_single": found.best_single})
+    for name in (WEIGHTS, artefacts.HISTORY):
+        tracker.log_file(places.saved_models(ENSEMBLE) / name, "ensemble")
+    tracker.end("FINISHED")
+
+
+def _split(tables: Mapping[str, agreement.Table]) -> str:
+    return next(iter(tables.values())).stamp.split_digest
+
+
+def _sentence(material: Material, found: Ensemble) -> str:
+    score = found.scores[found.reported]
+    return (
+        f"{int(material.fits.sum())} patients of {material.fitted_on}, {len(material.diseases)} diseases; "
+        f"the {found.reported.replace('_', ' ')} is reported, mean AUROC {score['mean_auroc']:.3f} there; "
+        f"best single modality {found.best_single} with "
+        f"{found.scores[found.best_single]['mean_auroc']:.3f}"
+    )

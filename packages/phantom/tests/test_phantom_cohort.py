@@ -1,0 +1,242 @@
+"""A cohort is the same bytes each time, whole after a kill, and never overwrites what it did not write."""
+
+import csv
+import errno
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from radfuse.phantom import ForeignFolder, PhantomError, patient, tables, write
+from radfuse.phantom.diseases import DISEASES, FINDINGS, MODALITIES
+
+README = Path(__file__).parents[1] / "README.md"
+IDS = ["original_patient_id", "accession_number"]
+
+
+def digests(folder):
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def of_patient(folder, number):
+    record = patient.finished(folder, number)
+    return {name: digests(folder)[name] for name in record["files"]}
+
+
+def test_same_seed_gives_the_same_bytes_with_any_number_of_processes(tmp_path, cohort, small):
+    report = write(tmp_path / "again", small.model_copy(update={"workers": 2}))
+    assert digests(tmp_path / "again") == digests(cohort)
+    assert report.written == report.patients == 10
+    names = digests(cohort)
+    assert report.files == sum(name.endswith((".dcm", ".nii.gz")) for name in names)
+
+
+def test_another_seed_gives_other_people_and_other_pictures(tmp_path, cohort, small):
+    write(tmp_path / "other", small.model_copy(update={"seed": 6, "patients": 2}))
+    before, after = (pd.read_csv(folder / "patients.csv") for folder in (cohort, tmp_path / "other"))
+    assert not set(before.original_patient_id) & set(after.original_patient_id)
+
+
+def test_a_patient_is_the_same_in_a_cohort_that_begins_elsewhere(tmp_path, cohort, small):
+    write(tmp_path / "later", small.model_copy(update={"patients": 2, "first_patient": 4}))
+    for number in (4, 5):
+        assert of_patient(tmp_path / "later", number) == of_patient(cohort, number)
+    rows = pd.read_csv(cohort / "patients.csv").iloc[4:6].reset_index(drop=True)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "later/patients.csv"), rows)
+
+
+def test_a_cohort_grows_without_touching_finished_patients_and_shrinks_again(tmp_path, cohort, small):
+    few = small.model_copy(update={"patients": 3})
+    write(tmp_path / "c", few)
+    first = digests(tmp_path / "c")
+    report = write(tmp_path / "c", few.model_copy(update={"patients": 5}))
+    assert (report.written, report.kept) == (2, 3)
+    report = write(tmp_path / "c", few)
+    assert (report.written, report.kept) == (0, 3)
+    assert digests(tmp_path / "c") == first
+
+
+def test_other_settings_replace_all_patients(tmp_path, small):
+    write(tmp_path / "c", small.model_copy(update={"patients": 3}))
+    changed = small.model_copy(update={"patients": 2, "ct_matrix": 48})
+    assert write(tmp_path / "c", changed).written == 2
+    write(tmp_path / "fresh", changed)
+    assert digests(tmp_path / "c") == digests(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("harm", ["removed", "truncated"])
+def test_a_patient_whose_file_is_damaged_is_written_again(tmp_path, small, harm):
+    settings = small.model_copy(update={"patients": 2})
+    write(tmp_path / "c", settings)
+    before = digests(tmp_path / "c")
+    victim = next((tmp_path / "c/mri").rglob("*.nii.gz"))
+    victim.unlink() if harm == "removed" else os.truncate(victim, 100)
+    assert write(tmp_path / "c", settings).written == 1
+    assert digests(tmp_path / "c") == before
+
+
+def begin(out, workers, patients=40):
+    settings = {"workers": workers, "seed": 5, "xray_size": [64, 80], "ct_matrix": 64}
+    settings |= {"ct_slices": [10, 14], "mri_matrix": [30, 36]}
+    arguments = [f"--set=phantom.{key}={value}" for key, value in settings.items()]
+    return subprocess.Popen(
+        [sys.executable, "-m", "radfuse.phantom", f"--out={out}", f"--patients={patients}", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        cwd=out.parent,
+    )
+
+
+def wait_for_records(out, process, count):
+    limit = time.monotonic() + 60
+    while len(list((out / patient.RECORDS).glob("*.json"))) < count:
+        assert process.poll() is None and time.monotonic() < limit, process.communicate()[0].decode()
+        time.sleep(0.005)
+
+
+def test_a_killed_call_is_finished_by_the_next_one_with_the_same_bytes(tmp_path, cohort, small):
+    out = tmp_path / "c"
+    process = begin(out, workers=1)
+    wait_for_records(out, process, 3)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert json.loads((out / "phantom.json").read_text())["complete"] is False
+    report = write(out, small)
+    assert report.kept >= 3
+    assert digests(out) == digests(cohort)
+
+
+def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path):
+    process = begin(tmp_path / "c", 2, patients=400)
+    wait_for_records(tmp_path / "c", process, 2)
+    os.kill(process.pid, signal.SIGKILL)
+    # The pipe closes when the last process that holds it has ended.
+    process.communicate(timeout=30)
+
+
+def test_a_killed_worker_is_reported_and_finished_patients_are_kept(tmp_path, small):
+    def kill_one(done, of):
+        if done == 2:
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+    settings = small.model_copy(update={"workers": 2})
+    with pytest.raises(PhantomError, match="fewer of them"):
+        write(tmp_path / "c", settings, kill_one)
+    assert sum(patient.finished(tmp_path / "c", number) is not None for number in settings.numbers) >= 2
+
+
+def test_a_folder_of_somebody_else_is_refused_and_stays_as_it_is(tmp_path, small):
+    (tmp_path / "thesis.txt").write_text("three years of work")
+    with pytest.raises(ForeignFolder, match=r"did not write.*--out"):
+        write(tmp_path, small)
+    assert digests(tmp_path).keys() == {"thesis.txt"}
+    with pytest.raises(ForeignFolder, match="is a file"):
+        write(tmp_path / "thesis.txt", small)
+
+
+def test_a_second_call_on_a_folder_that_is_being_written_is_refused(tmp_path, small):
+    process = begin(tmp_path / "c", 1, patients=400)
+    try:
+        wait_for_records(tmp_path / "c", process, 1)
+        with pytest.raises(ForeignFolder, match="another call"):
+            write(tmp_path / "c", small)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def test_a_full_disk_says_what_to_do_and_loses_no_finished_patient(tmp_path, small, monkeypatch):
+    original, count = patient.write, iter(range(100))
+
+    def fails_at_third(*arguments):
+        if next(count) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(*arguments)
+
+    monkeypatch.setattr(patient, "write", fails_at_third)
+    settings = small.model_copy(update={"patients": 4})
+    with pytest.raises(PhantomError, match=r"No space left.*finished patients are kept"):
+        write(tmp_path / "c", settings)
+    monkeypatch.undo()
+    assert write(tmp_path / "c", settings).kept == 2
+
+
+def test_progress_is_told_up_to_the_last_patient(tmp_path, small):
+    told = []
+    write(tmp_path / "c", small.model_copy(update={"patients": 2}), lambda done, of: told.append((done, of)))
+    assert told == [(0, 2), (1, 2), (2, 2)]
+
+
+def test_tables_have_the_columns_that_the_readme_names(cohort):
+    text = README.read_text(encoding="utf-8")
+    for name, path in tables.CSV_FILES.items():
+        with open(cohort / path, encoding="utf-8", newline="") as file:
+            header = next(csv.reader(file))
+        assert header == list(tables.COLUMNS[name])
+        (line,) = re.findall(rf"^\| `{re.escape(path)}` \|.*$", text, re.MULTILINE)
+        stated = [column for column in re.findall(r"`([a-z_]+)`", line) if column in header]
+        general = [c for c in header if not c.startswith("disease:") and c not in FINDINGS]
+        assert stated == general, f"{path}: the README names other columns"
+
+
+def test_tables_agree_with_each_other_and_with_the_files(cohort):
+    people = pd.read_csv(cohort / "patients.csv")
+    studies = {name: pd.read_csv(cohort / tables.CSV_FILES[name]) for name in MODALITIES}
+    together = pd.concat(studies.values())
+    assert together.accession_number.is_unique
+    assert set(together.original_patient_id) == set(people.original_patient_id)
+    assert all((cohort / path).exists() for path in together.path)
+    found = {path.parent.as_posix() for path in cohort.glob("mri/*/*.nii.gz")}
+    assert found == {(cohort / path).as_posix() for path in studies["mri"].path}
+    assert len(list(cohort.glob("xray/*/*.dcm"))) == len(studies["xray"])
+    assert len(list(cohort.glob("ct/*/*/*.dcm"))) == studies["ct"].slices.sum()
+    positions = pd.read_csv(cohort / "ct/nodules.csv")
+    assert set(positions.accession_number) == set(studies["ct"].accession_number)
+    born = pd.to_datetime(people.set_index("original_patient_id").birth_date)
+    days = (pd.to_datetime(together.study_date) - born[together.original_patient_id].to_numpy()).dt.days
+    assert np.abs(days / 365.25 - together.age_years).max() < 1.01
+
+
+def test_truth_holds_what_the_tables_report(cohort):
+    truth = pd.read_parquet(cohort / "truth.parquet")
+    xray = pd.read_csv(cohort / "xray/studies.csv")
+    true = truth.set_index("accession_number").loc[xray.accession_number]
+    assert (
+        true[[f"finding:{name}" for name in FINDINGS]].to_numpy() == xray[list(FINDINGS)].to_numpy()
+    ).all()
+    people = pd.read_csv(cohort / "patients.csv").set_index("original_patient_id")
+    for disease in DISEASES:
+        column = f"disease:{disease.name}"
+        assert (truth[column].to_numpy() == people.loc[truth.original_patient_id, column].to_numpy()).all()
+        shown = truth[f"expression:{disease.name}"].notna()
+        assert set(truth.modality[shown]) == set(truth.modality) & set(disease.shows_in)
+    nodules = pd.read_parquet(cohort / "truth_nodules.parquet")
+    stated = pd.read_csv(cohort / "ct/nodules.csv")
+    pd.testing.assert_frame_equal(
+        nodules[[*IDS, "nodule", "malignant"]], stated[[*IDS, "nodule", "malignant"]]
+    )
+    assert pq.read_schema(cohort / "truth.parquet").names == list(tables.COLUMNS["truth"])
+
+
+def test_ceilings_file_names_no_patient_and_holds_the_computed_values(cohort, small):
+    from radfuse.phantom import ceilings
+
+    text = (cohort / "ceilings.json").read_text()
+    assert json.loads(text) == json.loads(json.dumps(ceilings.report(small.incomplete)))
+    assert not any(identity in text for identity in pd.read_csv(cohort / "patients.csv").original_patient_id)

@@ -1,0 +1,1 @@
+"""Reading medical images by the rules of their formats."""

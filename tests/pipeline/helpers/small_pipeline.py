@@ -1,0 +1,80 @@
+"""The demo's own pipeline, made small, in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[3]
+SMALL: dict[str, Any] = {
+    "phantom.patients": 64,
+    "phantom.xray_size": [64, 80],
+    "phantom.ct_matrix": 64,
+    "phantom.ct_slices": [16, 20],
+    "phantom.mri_matrix": [24, 30],
+    "split.minimum_positives": 0,
+    "prepare.xray.size": [32, 32],
+    "prepare.ct.size": [16, 16, 16],
+    "prepare.ct.spacing_mm": [4.0, 4.0, 4.0],
+    "prepare.mri.spacing_mm": [8.0, 8.0, 8.0],
+    "prepare.mri.size": [32, 32, 32],
+    "train.xray.stages": [{"name": "all", "epochs": 2, "learning_rate": 1e-3}],
+    "train.ct.stages": [{"name": "all", "epochs": 1, "learning_rate": 1e-3}],
+    "train.mri.stages": [{"name": "all", "epochs": 1, "learning_rate": 1e-3}],
+    "train.mri.patch_size": [32, 32, 32],
+    "ensemble.minimum_patients": 5,
+    "ensemble.minimum_positives": 1,
+    "ensemble.folds": 2,
+    "evaluate.bootstrap": 50,
+}
+"""What the demo's params.yaml is changed to: smaller pictures and fewer of them; the networks stay."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A pipeline folder with its tools on the path."""
+
+    root: Path
+
+    def run(self, *command: str, code: int | None = 0) -> subprocess.CompletedProcess[str]:
+        """Run a command in the folder; expects its exit code unless that is None."""
+        ran = subprocess.run(
+            command, cwd=self.root, env=environment(), capture_output=True, text=True, timeout=1800
+        )
+        assert code is None or ran.returncode == code, f"{' '.join(command)}\n{ran.stdout}\n{ran.stderr}"
+        return ran
+
+
+def environment() -> dict[str, str]:
+    """The variables of `make`: tools of this environment, nothing sent anywhere."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    quiet = {"DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "PATH": path}
+    return {key: value for key, value in os.environ.items() if key != "RADFUSE_WORK_ROOT"} | quiet
+
+
+def change(params: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key."""
+    *above, last = key.split(".")
+    for name in above:
+        params = params.setdefault(name, {})
+    params[last] = value
+
+
+def make(folder: Path) -> Pipeline:
+    """A small pipeline like the demo's in an empty folder, with a DVC of its own."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    for key, value in SMALL.items():
+        change(params, key, value)
+    folder.mkdir(exist_ok=True)
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    made = Pipeline(folder)
+    made.run("dvc", "init", "--no-scm", "--quiet")
+    return made
