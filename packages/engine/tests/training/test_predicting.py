@@ -34,10 +34,11 @@ def trained(template, tmp_path):
     return Pipeline(tmp_path / "pipeline", "toy", {"size": 8})
 
 
-def test_every_sample_has_a_row_with_labels_logits_and_probabilities(trained):
+def test_every_held_out_sample_has_a_row_with_labels_logits_and_probabilities(trained):
     path = trained.predict()
     frame, stamp = predictions.read(path)
     rows = Prepared(trained.places, "toy").rows()
+    rows = rows[rows["split"] != "train"]
     assert list(frame["sample_id"]) == list(rows["sample_id"]) and list(frame["split"]) == list(rows["split"])
     for prefix in ("label:", "logit:", "probability:", "calibrated:"):
         assert columns(frame, prefix) == ["bright", "striped"]

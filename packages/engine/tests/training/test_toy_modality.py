@@ -29,4 +29,4 @@ def test_a_modality_of_another_package_is_trained_and_predicted_by_the_same_comm
     assert str(toy.root) not in done.stderr + done.stdout
     assert run(["predict-split", "toy", "--params", str(toy.file)]) == 0
     frame, stamp = predictions.read(toy.places.predictions("toy"))
-    assert len(frame) == 48 and stamp.modality == "toy"
+    assert len(frame) == 24 and stamp.modality == "toy"

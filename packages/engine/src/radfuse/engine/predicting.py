@@ -1,4 +1,4 @@
-"""Predicts every prepared sample of a modality with its published best checkpoint, and calibrates."""
+"""Predicts the held-out samples of a modality with its published best checkpoint, and calibrates."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from radfuse.engine.places import Places, require
 from radfuse.engine.prepared import Prepared
 from radfuse.engine.progress import track
 from radfuse.engine.run import Whole
-from radfuse.engine.tables import PATIENT, SAMPLE, SPLIT, STUDY
+from radfuse.engine.tables import PATIENT, SAMPLE, SPLIT, SPLITS, STUDY
 from radfuse.engine.tasks import Task, task_of
 from radfuse.engine.workfolder import file_digest
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from radfuse.engine.config import Params
 
 IDS = [PATIENT, STUDY, SAMPLE, SPLIT]
+HELD_OUT = tuple(split for split in SPLITS if split != "train")
+"""What is predicted: of samples that it was trained on a model says what it learnt by heart."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +88,9 @@ def load_trained(params: Params, places: Places, modality: Modality, file: Path 
 
 
 def predict_split(params: Params, places: Places, name: str) -> Path:
-    """Predict all samples of a modality, fit the calibration, and write both.
+    """Predict the held-out samples of a modality, fit the calibration, and write both.
 
-    Computes in fp32 whatever the training did, as exports do. The table has every split; what is said of
-    `train` is of no use but to see how much was learnt by heart.
+    Computes in fp32 whatever the training did, as exports do.
 
     Args:
         params: params.yaml.
@@ -129,7 +130,7 @@ def predict_split(params: Params, places: Places, name: str) -> Path:
 
 
 def answers(params: Params, modality: Modality, prepared: Prepared, trained: Trained) -> pd.DataFrame:
-    """The prediction table without calibrated columns: a row a sample, in the prepared table's order."""
+    """The prediction table without calibrated columns: a row a held-out sample, sorted by its id."""
     import pandas as pd
 
     settings = params.train_of(modality)
@@ -138,6 +139,7 @@ def answers(params: Params, modality: Modality, prepared: Prepared, trained: Tra
     whole = Whole(modality.normalisation(params.prepare_of(modality)), trained.network).eval()
     whole = whole.to(device=conditions.device, memory_format=layout)  # type: ignore[call-overload]
     rows = prepared.rows()
+    rows = rows[rows[SPLIT].isin(HELD_OUT)]
     # Volumes may differ in size: one at a time. A training step needs several times the memory of a
     # prediction.
     size = settings.batch_size if trained.task.kind == "classification" else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -69,6 +70,7 @@ def train(
         OtherNumerics: the training would go on under other conditions.
         NonFiniteLoss: the loss is NaN or infinite.
     """
+    _require_one_process()
     modality, prepared = modality_of(name), Prepared(places, name)
     settings, prepare = _with_files(params.train_of(modality), places, name), params.prepare_of(modality)
     check_prepared(places, modality, prepare, prepared)
@@ -181,6 +183,12 @@ def _publish(work: WorkFolder, target: Path) -> list[Path]:
     files = ckptcore.publish(work.path, target)
     durable.copy_durable(work.path / HISTORY, target / HISTORY, mode=0o644)
     return [*files, target / HISTORY]
+
+
+def _require_one_process() -> None:
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        # Each process would train by itself, and all but one wait for the work folder.
+        raise SettingsError("expected one process, got several (torchrun); one process trains on one device.")
 
 
 def _with_files(settings: TrainSettings, places: Places, modality: str) -> TrainSettings:

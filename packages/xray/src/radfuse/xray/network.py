@@ -33,6 +33,11 @@ def resnet50(outputs: int, dropout: float) -> nn.Module:
     network.fc = nn.Sequential(
         nn.Linear(FEATURES, HIDDEN), nn.ReLU(inplace=True), nn.Dropout(dropout), nn.Linear(HIDDEN, outputs)
     )
+    for name, layer in network.named_modules():
+        # Every block begins as the identity, which lets a network learn from its first epoch on where it has
+        # only some hundred images and no weights of ImageNet.
+        if name.endswith(".bn3"):
+            nn.init.zeros_(layer.weight)
     return cast(nn.Module, network)
 
 

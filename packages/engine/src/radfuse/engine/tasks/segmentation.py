@@ -142,6 +142,8 @@ class SegmentationTask:
         """
         from monai.inferers import sliding_window_inference
 
+        if all(have <= window for have, window in zip(image.shape[2:], settings.patch_size, strict=True)):
+            return _in_one_window(network, image, settings.patch_size)
         logits: Tensor = sliding_window_inference(
             image,
             roi_size=settings.patch_size,
@@ -192,6 +194,18 @@ class SegmentationTask:
             list(rows[SAMPLE]),
             title,
         )
+
+
+def _in_one_window(network: nn.Module, image: Tensor, size: Sequence[int]) -> Tensor:
+    """Logits for volumes (B, C, D, H, W) no larger than a window, which is filled up with zeros around them."""
+    short = [window - have for window, have in zip(size, image.shape[2:], strict=True)]
+    pads = [(missing // 2, missing - missing // 2) for missing in short]
+    # torch counts the sides from the last axis on.
+    padded = nn.functional.pad(image, [side for pair in reversed(pads) for side in pair])
+    logits: Tensor = network(padded).float()
+    for axis, (before, _) in enumerate(pads, start=2):
+        logits = logits.narrow(axis, before, image.shape[axis])
+    return logits
 
 
 class SegmentationValidation:
