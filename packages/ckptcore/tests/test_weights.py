@@ -260,3 +260,16 @@ def test_row_1_7_a_stage_checkpoint_answers_as_the_model_did_when_it_was_saved(t
     images = torch.randn(2, 3, 8, 8)
     assert torch.equal(target(images), source(images))
     assert ckptcore.load(path)["optimal_threshold"] == 0.37 and ckptcore.load(path).epochs_finished == 12
+
+
+@pytest.mark.parametrize(
+    "told", [("a",), {"": 3}, {"": {"version": "2"}}, {3: {}}, {"": {"assign_to_params_buffers": True}}]
+)
+def test_whatever_a_strangers_file_says_of_its_layers_their_weights_are_loaded_and_copied(tmp_path, told):
+    state = torch.nn.Linear(2, 2).state_dict()
+    state._metadata = told
+    torch.save({"model_state_dict": state}, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+    model = torch.nn.Linear(2, 2)
+    weight = model.weight
+    assert ckptcore.load_weights(model, tmp_path / "a.pt").fits
+    assert model.weight is weight and torch.equal(weight, state["weight"])

@@ -171,13 +171,28 @@ def _renamed(saved: Mapping[str, Any], rename: Callable[[str], str | None]) -> M
     found = OrderedDict(pairs)
     if len(found) < len(pairs):
         return saved
-    metadata = getattr(saved, "_metadata", None)
-    if isinstance(metadata, Mapping):
+    metadata = _layer_versions(saved)
+    if metadata is not None:
         # Layers are named without the dot at the end that belongs to the names of their tensors.
         found._metadata = OrderedDict(  # type: ignore[attr-defined]
             ((rename(f"{layer}.") or "").removesuffix("."), version) for layer, version in metadata.items()
         )
     return found
+
+
+def _layer_versions(saved: Mapping[str, Any]) -> OrderedDict[str, dict[str, Any]] | None:
+    """What a state dict says of its layers, where layers can read it: a stranger's file may hold anything.
+
+    ``assign_to_params_buffers`` is left out: there, torch keeps how it was called, not what was saved.
+    """
+    found = getattr(saved, "_metadata", None)
+    if not isinstance(found, Mapping):
+        return None
+    return OrderedDict(
+        (layer, {key: value for key, value in told.items() if key != "assign_to_params_buffers"})
+        for layer, told in found.items()
+        if isinstance(layer, str) and isinstance(told, Mapping) and type(told.get("version", 0)) is int
+    )
 
 
 def _compare(
@@ -203,7 +218,7 @@ def _compare(
             fitting[name] = got
             dtypes += [name] if own.dtype != got.dtype else []
     ordered = OrderedDict((name, fitting[name]) for name in live if name in fitting)
-    versions = getattr(saved, "_metadata", None)
+    versions = _layer_versions(saved)
     if versions is not None:
         ordered._metadata = versions  # type: ignore[attr-defined]
     report = WeightsReport(
