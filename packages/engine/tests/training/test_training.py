@@ -272,9 +272,3 @@ def test_saves_within_epochs_follow_steps_and_minutes(toy, monkeypatch):
     toy.train("train.save_every_steps=2", "train.save_every_minutes=5")
     kinds = {type(rule).__name__ for rule in seen[0]}
     assert {"EverySteps", "EveryMinutes", "EveryEpochs", "Best", "OnSignal"} <= kinds
-
-
-def test_several_processes_are_refused(toy, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(SettingsError, match="expected one process"):
-        toy.train()

@@ -13,7 +13,9 @@ from filelock import FileLock
 from radfuse.engine.cli import run
 from radfuse.engine.cli.training_process import show_log
 
-LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a child of its parent's end")
+LINUX = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="only Linux tells a child of its parent's end"
+)
 
 CHILD = """
 import signal, sys, threading
@@ -38,7 +40,9 @@ threading.Event().wait(60)
 def test_under_dvc_a_training_is_told_to_stop_when_its_parent_is_killed():
     environment = {**os.environ, "DVC_STAGE": "train_toy"}
     command = [sys.executable, "-c", PARENT, CHILD]
-    parent = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    parent = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
         assert parent.stdout.readline() == "ready\n"
         parent.kill()
@@ -106,7 +110,10 @@ def test_the_log_tells_no_path_that_begins_at_the_root(toy, capsys):
 
 
 def test_after_a_log_the_loggers_are_as_they_were():
-    before = {name: (logging.getLogger(name).level, list(logging.getLogger(name).handlers)) for name in ("radfuse", "ckptcore")}
+    before = {
+        name: (logging.getLogger(name).level, list(logging.getLogger(name).handlers))
+        for name in ("radfuse", "ckptcore")
+    }
     with show_log():
         pass
     for name, (level, handlers) in before.items():

@@ -27,6 +27,11 @@ def resnet18(outputs: int, first_stride: int, dropout: float) -> nn.Module:
     )
     if dropout:
         network.fc = nn.Sequential(nn.Dropout(dropout), network.fc)
+    for name, layer in network.named_modules():
+        # Every block begins as the identity: with some hundred nodules that decides how soon anything is
+        # learnt.
+        if name.startswith("layer") and name.endswith(".bn2"):
+            nn.init.zeros_(layer.weight)
     return cast(nn.Module, network)
 
 

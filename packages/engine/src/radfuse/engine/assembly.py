@@ -12,6 +12,7 @@ import torch
 
 import ckptcore
 from radfuse.engine import numerics, stages, weights
+from radfuse.engine.distributed import ALONE, World
 from radfuse.engine.ema import averaged
 from radfuse.engine.history import RunLog
 from radfuse.engine.loaders import Examples, Loader
@@ -49,6 +50,7 @@ class Order:
         prepared: its arrays.
         settings: ``train.<modality>`` of params.yaml.
         recipe: everything that decides the numbers.
+        world: the processes that train it.
     """
 
     params: Params
@@ -57,6 +59,7 @@ class Order:
     prepared: Prepared
     settings: TrainSettings
     recipe: Mapping[str, Any]
+    world: World = ALONE
 
     @property
     def prepare(self) -> Any:
@@ -82,13 +85,15 @@ def assemble(order: Order, work: WorkFolder, manager: ckptcore.CheckpointManager
     """
     settings, task, block = order.settings, order.task, order.params.train
     network = _network(order, task)
-    conditions = numerics.choose(block.device, block.precision, block.deterministic, network)
+    conditions = numerics.choose(
+        block.device, block.precision, block.deterministic, network, order.world.size
+    )
     network.to(device=conditions.device, memory_format=numerics.memory_format(network))  # type: ignore[call-overload]
     training, validation = _loaders(order, task, conditions)
     groups = order.modality.layer_groups(network)
     stages.check_groups(network, groups)
     plan = stages.Plan.of(settings, tuple(groups), training.batches)
-    fabric = _fabric(conditions)
+    fabric = _fabric(conditions, order.world)
     whole = Whole(order.modality.normalisation(order.prepare), network)
     module = fabric.setup_module(whole)
     ema = averaged(network, settings.ema_decay)
@@ -113,12 +118,13 @@ def assemble(order: Order, work: WorkFolder, manager: ckptcore.CheckpointManager
         training=training,
         validation=validation,
         manager=manager,
-        recorder=_recorder(order, work),
+        recorder=_recorder(order, work) if order.world.first else None,
         seed=order.params.seed,
         facts=_facts(order, task, work, conditions),
         conditions=conditions,
         layout=numerics.memory_format(network),
-        progress=block.progress,
+        world=order.world,
+        progress=block.progress if order.world.first else "none",
         skip_nonfinite=block.on_nonfinite == "skip",
     )
 
@@ -146,18 +152,19 @@ def _loaders(order: Order, task: Task, conditions: Numerics) -> tuple[Loader, Lo
     ]
     pin = conditions.device == "cuda"
     size = settings.batch_size if task.kind == "classification" else 1
-    training = Loader(examples[0], settings.batch_size, seed, workers, pin)
+    training = Loader(examples[0], settings.batch_size, seed, workers, pin, order.world)
     return training, Loader(examples[1], size, None, workers, pin)
 
 
-def _fabric(conditions: Numerics) -> Fabric:
+def _fabric(conditions: Numerics, world: World) -> Fabric:
     from lightning_fabric import Fabric
 
     if conditions.deterministic:
         # Read by cuBLAS when it is used first.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(conditions.deterministic)
-    return Fabric(accelerator=conditions.device, devices=1, precision=conditions.fabric_precision)
+    devices: Any = [world.local_rank] if conditions.device == "cuda" else 1
+    return Fabric(accelerator=conditions.device, devices=devices, precision=conditions.fabric_precision)
 
 
 def _recorder(order: Order, work: WorkFolder) -> Recorder:

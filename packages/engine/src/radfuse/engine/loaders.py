@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from radfuse.engine import randomness
+from radfuse.engine.distributed import ALONE, World
 from radfuse.engine.errors import SettingsError
 from radfuse.engine.modality import Modality
 from radfuse.engine.prepared import Prepared
@@ -21,6 +22,8 @@ from radfuse.engine.tasks import Task
 if TYPE_CHECKING:
     import pandas as pd
 
+_FEWEST = 2
+"""Examples for each process that are worth a last, shorter batch: no batch norm can learn from one."""
 Place = tuple[int, int]
 """An epoch, and a position in the list of its examples."""
 
@@ -112,15 +115,17 @@ def _to_input(spec: dict[str, Any], array: np.ndarray[Any, Any]) -> np.ndarray[A
 class Order:
     """The batches of an epoch as lists of places, from a batch of choice on.
 
-    A last batch of a single example is left out: no batch norm can learn from one.
+    A last batch of a single example is left out.
 
     Args:
         examples: how many an epoch has.
         batch_size: examples a batch.
         seed: shuffles, another way every epoch; None keeps the table's order and leaves nothing out.
+        world: the processes that share each batch.
     """
 
-    def __init__(self, examples: int, batch_size: int, seed: int | None) -> None:
+    def __init__(self, examples: int, batch_size: int, seed: int | None, world: World = ALONE) -> None:
+        self._world = world
         self._examples = examples
         self._batch_size = batch_size
         self._seed = seed
@@ -131,7 +136,8 @@ class Order:
     def batches(self) -> int:
         """Batches of a whole epoch."""
         whole, rest = divmod(self._examples, self._batch_size)
-        return whole + (rest > (self._seed is not None))
+        fewest = 1 if self._seed is None else _FEWEST * self._world.size
+        return whole + (rest >= fewest)
 
     def begin(self, epoch: int, first: int = 0) -> None:
         """Say which epoch comes next, and with which of its batches."""
@@ -146,7 +152,7 @@ class Order:
             positions = randomness.order(self._examples, self._seed, self._epoch)
         for batch in range(self._first, self.batches):
             chosen = positions[batch * self._batch_size : (batch + 1) * self._batch_size]
-            yield [(self._epoch, position) for position in chosen]
+            yield [(self._epoch, position) for position in self._world.share(chosen)]
 
 
 class Loader:
@@ -158,9 +164,10 @@ class Loader:
         seed: shuffles; None keeps the order of the table.
         workers: processes that load; 0 for this one.
         pin: use page-locked memory, for a GPU.
+        world: the processes that share each batch.
 
     Raises:
-        SettingsError: there are too few examples for one batch.
+        SettingsError: there are too few examples for one batch, or batches are too small to be shared.
     """
 
     def __init__(
@@ -170,9 +177,14 @@ class Loader:
         seed: int | None = None,
         workers: int = 0,
         pin: bool = False,
+        world: World = ALONE,
     ) -> None:
         self.rows = examples.rows
-        self._order = Order(len(examples), batch_size, seed)
+        self._order = Order(len(examples), batch_size, seed, world)
+        if batch_size < world.size:
+            raise SettingsError(
+                f"batch_size: expected a sample for each of {world.size} processes, got {batch_size} for all."
+            )
         if not self._order.batches:
             raise SettingsError(f"expected at least two samples to train on, got {len(examples)}.")
         self._loader: DataLoader[Batch] = DataLoader(

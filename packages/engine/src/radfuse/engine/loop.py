@@ -45,15 +45,16 @@ def train_epoch(run: Run) -> None:
 
 def step(run: Run, batch: Batch) -> float:
     """One step of the optimizer, unless loss or gradient are no numbers; returns the loss before it."""
-    reseed(run.seed, "step", run.at.step)
+    reseed(run.seed, "step", run.at.step, *([run.world.rank] if run.world.size > 1 else []))
     run.rates.set(run.at.step)
     image, target = run.on_device(batch)
     loss: Tensor = run.loss(run.module(image), target)
     run.fabric.backward(loss)
+    run.world.average([p.grad for p in run.network.parameters() if p.grad is not None])
     length = torch.nn.utils.clip_grad_norm_(
         run.network.parameters(), run.settings.clip_gradient or float("inf")
     )
-    found = float(loss.detach())
+    found = run.world.mean(float(loss.detach()))
     if math.isfinite(found) and torch.isfinite(length):
         run.optimizer.step()
         run.at.skipped = 0
@@ -79,4 +80,4 @@ def validate(run: Run) -> Validated:
         if number == 0:
             run.draw(batch, logits)
         run.checkpoint()
-    return gathered.result()
+    return run.world.told(gathered.result())

@@ -25,12 +25,14 @@ class Numerics:
         precision: ``32`` or ``bf16``.
         threads: of one operation on the CPU; 0 on another device.
         deterministic: whether only algorithms are used that give the same bits every time.
+        processes: that train together.
     """
 
     device: str
     precision: str
     threads: int
     deterministic: bool
+    processes: int = 1
 
     @property
     def fabric_precision(self) -> Any:
@@ -43,7 +45,11 @@ class Numerics:
 
 
 def choose(
-    device: str, precision: str, deterministic: bool = False, network: nn.Module | None = None
+    device: str,
+    precision: str,
+    deterministic: bool = False,
+    network: nn.Module | None = None,
+    processes: int = 1,
 ) -> Numerics:
     """The conditions that params.yaml asks for, on this machine.
 
@@ -52,6 +58,7 @@ def choose(
         precision: ``auto`` (bf16 where the device computes in it), ``32`` or ``bf16``.
         deterministic: only algorithms that give the same bits every time.
         network: what is to be trained, where it is.
+        processes: that train together.
 
     Raises:
         SettingsError: there is no such device here, or it trains the network wrongly in that precision.
@@ -69,7 +76,8 @@ def choose(
         )
     if precision == "auto":
         precision = "bf16" if computes_in_bf16(kind) and not unsafe else "32"
-    return Numerics(kind, precision, torch.get_num_threads() if kind == "cpu" else 0, deterministic)
+    threads = torch.get_num_threads() if kind == "cpu" else 0
+    return Numerics(kind, precision, threads, deterministic, processes)
 
 
 def computes_in_bf16(device: str) -> bool:

@@ -59,10 +59,6 @@ class Recorder:
         """The id of MLflow's run; None where nothing is tracked."""
         return self._tracker.run_id
 
-    def warn(self, message: str) -> None:
-        """Tell of something that a person should look at."""
-        _log.warning("%s", message)
-
     def draw(self, run: Run, batch: Batch, logits: Tensor) -> None:
         """Draw predictions of a batch, in at most twenty epochs of a training."""
         every = -(-run.plan.epochs // MOST_PICTURES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 import ckptcore
 from radfuse.engine import stages
+from radfuse.engine.distributed import World
 from radfuse.engine.errors import NonFiniteLoss
 from radfuse.engine.numerics import laid_out
 from radfuse.engine.tables import SAMPLE
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from radfuse.engine.stages import Plan
     from radfuse.engine.tasks import Task, Validated
 
+_log = logging.getLogger(__name__)
 MOST_SKIPPED = 10
 """Steps in a row that may be skipped; a network that gives no number ten times does not recover."""
 
@@ -116,11 +119,12 @@ class Run:
         training: batches to learn from.
         validation: batches to judge by.
         manager: saves.
-        recorder: tells.
+        recorder: tells; None in all processes but the first.
         seed: of everything that is drawn.
         facts: what every checkpoint says besides: hyperparameters and provenance.
         conditions: device, precision and the like.
         layout: how images lie in memory.
+        world: the processes that train together.
         progress: how progress is shown.
         skip_nonfinite: whether a loss that is no number is passed over.
         at: where the training stands.
@@ -144,11 +148,12 @@ class Run:
     training: Loader
     validation: Loader
     manager: ckptcore.CheckpointManager
-    recorder: Recorder
+    recorder: Recorder | None
     seed: int
     facts: dict[str, Any]
     conditions: Numerics
     layout: torch.memory_format
+    world: World = field(default_factory=World)
     progress: Mode = "auto"
     skip_nonfinite: bool = False
     at: Position = field(default_factory=Position)
@@ -176,6 +181,8 @@ class Run:
         _, stage = self.plan.at(self.at.epoch)
         self.learning = self.plan.learning(stage)
         self.learnable = stages.enter(stage, self.plan, self.groups)
+        # What batch norms saw differs between processes; what is saved is what the first one's saw.
+        self.world.copy_first(list(self.network.buffers()))
         self._began = time.monotonic()
 
     def count(self, batch: Batch, loss: float) -> None:
@@ -201,7 +208,7 @@ class Run:
                 f"{found} at {where}. Expected a number: look at these samples, or lower the learning rate. "
                 "train.on_nonfinite=skip passes over single steps. What was saved before stays."
             )
-        self.recorder.warn(f"{found} at {where}; the step is skipped")
+        _log.warning("%s at %s; the step is skipped", found, where)
 
     def checkpoint(self) -> None:
         """Within an epoch: save if a rule or a signal says so."""
@@ -220,7 +227,7 @@ class Run:
         }
         stage, facts = self._stage, self.stage_facts()
         self.validated = validated
-        self.at.stopped = self._is_stuck(metrics)
+        self.at.stopped = self.world.told(self._is_stuck(metrics))
         self.at.next_epoch()
         self.manager.step(
             lambda: {**self.state(), "stage": facts},
@@ -231,11 +238,13 @@ class Run:
             stage_end=ended or self.at.stopped,
             final=self.at.stopped,
         )
-        self.recorder.epoch(self, epoch, metrics, facts, time.monotonic() - self._began)
+        if self.recorder is not None:
+            self.recorder.epoch(self, epoch, metrics, facts, time.monotonic() - self._began)
 
     def draw(self, batch: Batch, logits: Tensor) -> None:
         """Draw the first batch of a validation, if this epoch is to have a picture."""
-        self.recorder.draw(self, batch, logits)
+        if self.recorder is not None:
+            self.recorder.draw(self, batch, logits)
 
     def state(self) -> dict[str, Any]:
         """The whole state as a checkpoint has it; tensors are the live ones."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from ckptcore.rules import EveryMinutes, EverySteps, SaveRule
 from ckptcore.signals import TrainingInterrupted
 from radfuse.engine import loop, numerics, workfolder
 from radfuse.engine.assembly import Order, assemble
+from radfuse.engine.distributed import joined
 from radfuse.engine.errors import SettingsError
 from radfuse.engine.freshness import check_prepared
 from radfuse.engine.modality import modality as modality_of
@@ -70,26 +70,38 @@ def train(
         OtherNumerics: the training would go on under other conditions.
         NonFiniteLoss: the loss is NaN or infinite.
     """
-    _require_one_process()
     modality, prepared = modality_of(name), Prepared(places, name)
     settings, prepare = _with_files(params.train_of(modality), places, name), params.prepare_of(modality)
     check_prepared(places, modality, prepare, prepared)
     recipe = workfolder.recipe_of(modality, params.seed, prepare, settings, prepared.digest)
-    order = Order(params, places, modality, prepared, settings, recipe)
-    with workfolder.opened(places, modality, recipe, fresh=resume == "none") as work:
-        trained = resume not in ("auto", "none") or not work.finished
-        if trained:
-            _train_in(work, order, resume, accept_other_hardware)
-        else:
-            _log.info("this training is finished already; it is published again")
-        published = _publish(work, places.saved_models(name))
-        finished = work.record["finished"]
-    workfolder.prune(places, modality, work, settings.continue_from)
+    with joined(params.train.device) as world:
+        order = Order(params, places, modality, prepared, settings, recipe, world)
+        with _opened(order, fresh=resume == "none") as work:
+            trained = world.told(resume not in ("auto", "none") or not work.finished)
+            if trained:
+                _train_in(work, order, resume, accept_other_hardware)
+            else:
+                _log.info("this training is finished already; it is published again")
+            published = _publish(work, places.saved_models(name)) if world.first else []
+            finished = work.record["finished"]
+        if world.first:
+            workfolder.prune(places, modality, work, settings.continue_from)
     return Outcome(work.key, int(finished["epochs_finished"]), trained, tuple(published))
 
 
+@contextmanager
+def _opened(order: Order, fresh: bool) -> Iterator[WorkFolder]:
+    """The work folder, held by the first process for all of them."""
+    if order.world.first:
+        with workfolder.opened(order.places, order.modality, order.recipe, fresh) as work:
+            yield order.world.told(work)
+    else:
+        yield order.world.told(WorkFolder(Path(), ""))
+
+
 def _train_in(work: WorkFolder, order: Order, resume: str, accept_other_hardware: bool) -> None:
-    work.reopen()
+    if order.world.first:
+        work.reopen()
     with _manager(work, order) as manager:
         run = assemble(order, work, manager)
         with closing(run):
@@ -98,11 +110,16 @@ def _train_in(work: WorkFolder, order: Order, resume: str, accept_other_hardware
                 loop.train(run)
         finished = {"epochs_finished": run.at.epoch, "stopped_early": run.at.stopped}
     # Only now is the last checkpoint durable.
-    work.finish(finished)
+    if order.world.first:
+        work.finish(finished)
+    order.world.told(None)
 
 
 def _manager(work: WorkFolder, order: Order) -> ckptcore.CheckpointManager:
-    """The keeper of the work folder's checkpoints, with saves within epochs if wanted."""
+    """The keeper of the work folder's checkpoints, with saves within epochs if wanted.
+
+    In all processes but the first it has no folder, and only remembers.
+    """
     settings, block = order.settings, order.params.train
     layout = ckptcore.layouts.saved_models(
         order.modality.model_name, order.task.metric, every=settings.save_every, last=settings.keep_last
@@ -113,7 +130,11 @@ def _manager(work: WorkFolder, order: Order) -> ckptcore.CheckpointManager:
     if block.save_every_minutes:
         rules.append(EveryMinutes(block.save_every_minutes))
     return ckptcore.CheckpointManager(
-        work.path, layout, save=rules, run_key=work.key, total_epochs=settings.epochs
+        work.path if order.world.first else None,
+        layout,
+        save=rules,
+        run_key=work.key,
+        total_epochs=settings.epochs,
     )
 
 
@@ -125,16 +146,11 @@ def _go_on(
     Returns:
         What it goes on from; None for a fresh start.
     """
-    if resume in ("auto", "none"):
-        found = run.manager.resume("auto")
-        if found is None and continue_from is not None:
-            found = run.manager.resume(continue_from)
-    else:
-        named = work.path / resume
-        _require_file(named if named.is_file() else Path(resume), resume, "--resume")
-        found = run.manager.resume(resume)
-    if found is None:
+    found = _found(run.manager, work, resume, continue_from) if run.world.first else None
+    path = run.world.told(found.path if found is not None else None)
+    if path is None:
         return None
+    found = found or ckptcore.load(path)
     own = found.header.run_key == work.key
     if own and not accept_other_hardware:
         numerics.check_same(found["provenance"]["numerics"], run.conditions)
@@ -150,9 +166,23 @@ def _go_on(
     }
 
 
+def _found(
+    manager: ckptcore.CheckpointManager, work: WorkFolder, resume: str, continue_from: Path | None
+) -> ckptcore.Checkpoint | None:
+    if resume in ("auto", "none"):
+        found = manager.resume("auto")
+        return manager.resume(continue_from) if found is None and continue_from is not None else found
+    named = work.path / resume
+    _require_file(named if named.is_file() else Path(resume), resume, "--resume")
+    return manager.resume(resume)
+
+
 @contextmanager
 def _recorded(run: Run, order: Order, parent: Mapping[str, Any] | None) -> Iterator[None]:
-    """Tell the log and MLflow of a session, however it ends."""
+    """Tell the log and MLflow of a session, however it ends; the first process does."""
+    if run.recorder is None:
+        yield
+        return
     recipe = {name: value for name, value in order.recipe.items() if name != "code"}
     tags = {
         "prepared_digest": order.prepared.digest,
@@ -183,12 +213,6 @@ def _publish(work: WorkFolder, target: Path) -> list[Path]:
     files = ckptcore.publish(work.path, target)
     durable.copy_durable(work.path / HISTORY, target / HISTORY, mode=0o644)
     return [*files, target / HISTORY]
-
-
-def _require_one_process() -> None:
-    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
-        # Each process would train by itself, and all but one wait for the work folder.
-        raise SettingsError("expected one process, got several (torchrun); one process trains on one device.")
 
 
 def _with_files(settings: TrainSettings, places: Places, modality: str) -> TrainSettings:

@@ -37,6 +37,7 @@ RUN_ONLY = ("keep_last", "save_every")
 """Settings of a training that change no number: which checkpoints stay."""
 NUMBERS = (
     "radfuse.engine.assembly",
+    "radfuse.engine.distributed",
     "radfuse.engine.ema",
     "radfuse.engine.loaders",
     "radfuse.engine.loop",

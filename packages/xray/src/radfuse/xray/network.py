@@ -25,7 +25,7 @@ def resnet50(outputs: int, dropout: float) -> nn.Module:
         dropout: between the two layers of the head.
 
     Source: He et al., Deep Residual Learning for Image Recognition, CVPR 2016, with the stride in the 3x3
-        convolution.
+        convolution; norms that begin at zero: Goyal et al., Accurate, Large Minibatch SGD, arXiv 1706.02677.
     """
     from monai.networks.nets import resnet50 as monai_resnet50
 

@@ -41,5 +41,7 @@ def train(
     end_with_parent()
     with show_log():
         outcome = run(settings, places, modality, resume, accept_other_hardware)
+    if not outcome.published:
+        return  # Another process of the same training published.
     folder = places.relative(places.saved_models(modality))
     console().print(f"{modality}: {outcome.epochs_finished} epochs; published in {folder}", markup=False)

@@ -197,7 +197,7 @@ class SegmentationTask:
 
 
 def _in_one_window(network: nn.Module, image: Tensor, size: Sequence[int]) -> Tensor:
-    """Logits for volumes (B, C, D, H, W) no larger than a window, which is filled up with zeros around them."""
+    """Logits for volumes (B, C, D, H, W) no larger than a window, with zeros around them to fill it."""
     short = [window - have for window, have in zip(size, image.shape[2:], strict=True)]
     pads = [(missing // 2, missing - missing // 2) for missing in short]
     # torch counts the sides from the last axis on.
