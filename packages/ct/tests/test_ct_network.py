@@ -6,8 +6,9 @@ import torch
 
 from radfuse.ct import MODALITY
 from radfuse.ct.augmentation import augmented
-from radfuse.ct.network import layer_groups, resnet18
+from radfuse.ct.network import resnet18
 from radfuse.ct.settings import CtPrepareSettings, CtTrainSettings
+from radfuse.engine.resnets import layer_groups
 from radfuse.engine.stages import check_groups
 
 

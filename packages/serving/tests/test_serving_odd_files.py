@@ -18,8 +18,8 @@ from radfuse.serving.images.picture import luminance
 from radfuse.serving.images.radiograph import PROJECTIONS, read_radiograph
 from radfuse.serving.images.series import read_series
 
-READ_ALL = """
-import json, resource, sys, time
+READ_ALL = r"""
+import json, re, resource, sys, time
 from pathlib import Path
 from radfuse.serving.images.errors import UnreadableImage
 from radfuse.serving.images.radiograph import read_radiograph
@@ -36,7 +36,8 @@ for name in json.loads(sys.stdin.read()):
         except UnreadableImage as error:
             found[f"{kind} {name}"] = error.reason
         longest = max(longest, time.perf_counter() - began)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# Not ru_maxrss: that of a child begins with the peak of the process that started it.
+peak = 1024 * int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1])
 print(json.dumps({"found": found, "longest": longest, "peak": peak}))
 """
 

@@ -49,7 +49,7 @@ class CtModality(Modality):
         return Scale(*(prepare.window_hu or EIGHT_BIT))
 
     def layer_groups(self, network: nn.Module) -> Mapping[str, Sequence[nn.Module]]:
-        from radfuse.ct.network import layer_groups
+        from radfuse.engine.resnets import layer_groups
 
         return layer_groups(network)
 

@@ -6,6 +6,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from radfuse.engine.resnets import begin_as_identity
+
 EIGHT_BIT = (0.0, 255.0)
 
 
@@ -27,20 +29,8 @@ def resnet18(outputs: int, first_stride: int, dropout: float) -> nn.Module:
     )
     if dropout:
         network.fc = nn.Sequential(nn.Dropout(dropout), network.fc)
-    for name, layer in network.named_modules():
-        # Every block begins as the identity: with some hundred nodules that decides how soon anything is
-        # learnt.
-        if name.startswith("layer") and name.endswith(".bn2"):
-            nn.init.zeros_(layer.weight)
+    begin_as_identity(network, "bn2")
     return cast(nn.Module, network)
-
-
-def layer_groups(network: nn.Module) -> dict[str, list[nn.Module]]:
-    """Parts of the network by name, from input to output."""
-    parts = dict(network.named_children())
-    groups = {"stem": [parts["conv1"], parts["bn1"]]}
-    groups |= {name: [parts[name]] for name in ("layer1", "layer2", "layer3", "layer4")}
-    return groups | {"head": [parts["fc"]]}
 
 
 class Scale(nn.Module):

@@ -83,7 +83,8 @@ def build(params: Params, places: Places) -> Cohort:
         "merged_calibration": bool(few),
         "classes": _classes(found),
     }
-    return Cohort(samples, patients, _identity(found, params), _left_out(found.lost), stamp, found)
+    roots = {source.name: str(source.settings.root.expanduser()) for source in found.sources}
+    return Cohort(samples, patients, found.private_table(roots), _left_out(found.lost), stamp, found)
 
 
 def write(cohort: Cohort, places: Places) -> None:
@@ -180,29 +181,6 @@ def _add(about: dict[str, Any], attributes: Mapping[str, Any]) -> None:
     for name in ("sex", "site"):
         about[name] = about.get(name) or attributes[name]
     about["age_years"] = youngest
-
-
-def _identity(found: Scan, params: Params) -> pd.DataFrame:
-    """The private table; a sample that was left out is in it too, so that `radfuse whois` finds its file."""
-    import pandas as pd
-
-    roots = {source.name: str(source.settings.root.expanduser()) for source in found.sources}
-    rows = [
-        (
-            one.sample_id, one.patient_id, one.study_id, one.source.name, roots[one.source.name],
-            json.dumps(one.record.files), one.record.patient, one.record.study,
-            None if one.record.point_mm is None else json.dumps(one.record.point_mm),
-        )
-        for one in found.kept
-    ]  # fmt: skip
-    rows += [
-        (
-            one.sample_id, one.patient_id, "", one.source.name, roots[one.source.name],
-            json.dumps({"missing": [one.item.where]}), one.item.patient, "", None,
-        )
-        for one in found.lost
-    ]  # fmt: skip
-    return pd.DataFrame(rows, columns=list(identity.COLUMNS)).astype("object")
 
 
 def _left_out(lost: Sequence[Lost]) -> pd.DataFrame:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from radfuse.engine import identity, keys
 from radfuse.engine.config import Params
@@ -12,6 +14,9 @@ from radfuse.engine.errors import RadfuseError, SettingsError, SourceError, TooM
 from radfuse.engine.keys import Key
 from radfuse.engine.places import Places
 from radfuse.engine.sources import LeftOut, Record, Source, open_sources
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _SHOWN = 5
 
@@ -66,6 +71,31 @@ class Scan:
     def fingerprints(self) -> dict[str, str]:
         """Of the keys, by source."""
         return {name: key.fingerprint for name, key in sorted(self.keys.items())}
+
+    def private_table(self, roots: Mapping[str, str]) -> pd.DataFrame:
+        """Rows of the private table; what is missing is in it too, so that `radfuse whois` finds its name.
+
+        Args:
+            roots: folder of each source, as the table is to name it.
+        """
+        import pandas as pd
+
+        rows = [
+            (
+                one.sample_id, one.patient_id, one.study_id, one.source.name, roots[one.source.name],
+                json.dumps(one.record.files), one.record.patient, one.record.study,
+                None if one.record.point_mm is None else json.dumps(one.record.point_mm),
+            )
+            for one in self.kept
+        ]  # fmt: skip
+        rows += [
+            (
+                one.sample_id, one.patient_id, "", one.source.name, roots[one.source.name],
+                json.dumps({"missing": [one.item.where]}), one.item.patient, "", None,
+            )
+            for one in self.lost
+        ]  # fmt: skip
+        return pd.DataFrame(rows, columns=list(identity.COLUMNS)).astype("object")
 
 
 def scan(params: Params, places: Places) -> Scan:

@@ -44,12 +44,14 @@ NUMBERS = (
     "radfuse.engine.numerics",
     "radfuse.engine.pooling",
     "radfuse.engine.randomness",
+    "radfuse.engine.resnets",
     "radfuse.engine.run",
     "radfuse.engine.schedules",
     "radfuse.engine.stages",
     "radfuse.engine.tasks",
     "radfuse.engine.thresholds",
     "radfuse.engine.weights",
+    "radfuse.serving.images",
     "radfuse.serving.preprocess",
 )
 """Modules that a training's numbers come from, besides the modality's own package; of a package all of it."""

@@ -44,7 +44,7 @@ class XrayModality(Modality):
         return Normalise()
 
     def layer_groups(self, network: nn.Module) -> Mapping[str, Sequence[nn.Module]]:
-        from radfuse.xray.network import layer_groups
+        from radfuse.engine.resnets import layer_groups
 
         return layer_groups(network)
 

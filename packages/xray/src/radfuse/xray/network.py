@@ -7,6 +7,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from radfuse.engine.resnets import begin_as_identity
+
 FEATURES = 2048
 HIDDEN = 512
 MEAN = (0.485, 0.456, 0.406)
@@ -33,20 +35,8 @@ def resnet50(outputs: int, dropout: float) -> nn.Module:
     network.fc = nn.Sequential(
         nn.Linear(FEATURES, HIDDEN), nn.ReLU(inplace=True), nn.Dropout(dropout), nn.Linear(HIDDEN, outputs)
     )
-    for name, layer in network.named_modules():
-        # Every block begins as the identity, which lets a network learn from its first epoch on where it has
-        # only some hundred images and no weights of ImageNet.
-        if name.endswith(".bn3"):
-            nn.init.zeros_(layer.weight)
+    begin_as_identity(network, "bn3")
     return cast(nn.Module, network)
-
-
-def layer_groups(network: nn.Module) -> dict[str, list[nn.Module]]:
-    """Parts of the network by name, from input to output."""
-    parts = dict(network.named_children())
-    groups = {"stem": [parts["conv1"], parts["bn1"]]}
-    groups |= {name: [parts[name]] for name in ("layer1", "layer2", "layer3", "layer4")}
-    return groups | {"head": [parts["fc"]]}
 
 
 def translate_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from radfuse.engine.export.external_report import external_report
 from radfuse.engine.export.external_rows import Unread, answered
 from radfuse.engine.places import Places
 from radfuse.engine.progress import track
-from radfuse.engine.scanning import Kept, Lost, Scan, scan
+from radfuse.engine.scanning import Scan, scan
 from radfuse.engine.table_bytes import csv_text
 from radfuse.engine.tables import PATIENT, SAMPLE, SPLIT
 from radfuse.serving import Predictor
@@ -201,22 +201,8 @@ def _write_what_was_not_read(out: Path, found: Scan, unread: Sequence[Unread]) -
     durable.make_folder(places.private)
     # The folder may lie in a repository whose author thought of no private table here.
     durable.write_text(places.private / ".gitignore", "*\n")
-    samples: list[Kept | Lost] = [*found.kept, *found.lost]
-    rows = [_private_row(one) for one in samples]
-    private = pd.DataFrame(rows, columns=list(identity.COLUMNS)).astype("object")
-    identity.write(places, private, found.fingerprints)
-
-
-def _private_row(one: Kept | Lost) -> tuple[Any, ...]:
-    root = str(one.source.root.absolute())
-    if isinstance(one, Lost):
-        where = json.dumps({"missing": [one.item.where]})
-        return one.sample_id, one.patient_id, "", one.source.name, root, where, one.item.patient, "", None
-    record = one.record
-    point = None if record.point_mm is None else json.dumps(record.point_mm)
-    files = json.dumps(record.files)
-    ids = (one.sample_id, one.patient_id, one.study_id, one.source.name, root)
-    return (*ids, files, record.patient, record.study, point)
+    roots = {source.name: str(source.root.absolute()) for source in found.sources}
+    identity.write(places, found.private_table(roots), found.fingerprints)
 
 
 def _too_many(order: Order, total: int, unread: Sequence[Unread]) -> str:
