@@ -6,7 +6,9 @@ import pytest
 
 from radfuse.serving import preprocess
 from radfuse.serving.errors import InputError, SpecError
+from radfuse.serving.images import scans
 from radfuse.serving.images.errors import UnreadableImage
+from radfuse.serving.images.scans import read_volume
 
 SPEC = {"kind": "ct_patch", "size": [9, 9, 9], "spacing_mm": [1, 1, 1], "window_hu": [-1000, 400]}
 BALL_AT = (12.0, 17.0, 25.0)
@@ -50,6 +52,19 @@ def test_a_point_outside_the_scan_is_an_error(build):
 def test_a_point_must_be_three_finite_numbers(build, point):
     with pytest.raises(InputError, match="x, y, z in patient mm"):
         preprocess.prepare(SPEC, {"image": build.series(ball())}, point)
+
+
+def test_a_scan_is_read_once_for_many_points_and_gives_the_same(build, monkeypatch):
+    folder, other = (build.series(ball(), origin=(-10.0, -5.0, 0.0), name=name) for name in ("a", "b"))
+    points = [BALL_AT, (0.0, 0.0, 20.0), (-5.0, 3.0, 9.0)]
+    asked = [*((folder, point) for point in points), (other, BALL_AT), (folder, BALL_AT)]
+    alone = [preprocess.prepare(SPEC, {"image": image}, point).array for image, point in asked]
+    read = []
+    monkeypatch.setattr(scans, "read_volume", lambda *given: read.append(given) or read_volume(*given))
+    last = preprocess.LastScan()
+    together = [preprocess.prepare(SPEC, {"image": image}, point, last).array for image, point in asked]
+    assert [source for source, _ in read] == [folder, other, folder]
+    assert all((one == two).all() for one, two in zip(alone, together, strict=True))
 
 
 def test_a_whole_scan_needs_a_point(build):

@@ -106,7 +106,7 @@ def test_another_package_can_register_a_kind(tmp_path):
         def input_shape(self, spec):
             return (1,)
 
-        def prepare(self, spec, images, point_mm):
+        def prepare(self, spec, images, point_mm, read):
             return preprocess.Prepared(np.array([int(images["number"].read_text())]), None)
 
         def to_input(self, spec, array):

@@ -3,7 +3,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +84,11 @@ def test_changed_image_or_recipe_makes_arrays_anew(chests: Pipeline) -> None:
 def test_interrupted_run_keeps_what_was_finished(chests: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
 
-    def stop_after_three(job: Job) -> Finished | Skipped:
+    def stop_after_three(jobs: Sequence[Job]) -> list[Finished | Skipped]:
         if len(made) == 3:
             raise KeyboardInterrupt
-        made.append(job.sample_id)
-        return decoding.carry_out(job)
+        made.extend(job.sample_id for job in jobs)
+        return decoding.carry_out(jobs)
 
     with monkeypatch.context() as patch:
         patch.setattr(workers, "carry_out", stop_after_three)
@@ -163,11 +163,29 @@ def test_killed_run_leaves_nobody_behind_and_the_next_one_finishes(
     assert result.kept >= 1
 
 
+def job_of(sample: str, file: str, folder: Path) -> Job:
+    return Job(sample, "recipe", {}, {"image": Path(file)}, None, (), None, folder)
+
+
+def test_samples_of_one_scan_are_made_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    together: list[list[str]] = []
+
+    def note(jobs: Sequence[Job]) -> list[Finished | Skipped]:
+        together.append([job.sample_id for job in jobs])
+        return [Skipped(job.sample_id, "noted") for job in jobs]
+
+    monkeypatch.setattr(workers, "carry_out", note)
+    files = {"i0": "a.nii", "i1": "b.nii", "i2": "a.nii", "i3": "c.nii", "i4": "a.nii"}
+    jobs = [job_of(name, file, tmp_path) for name, file in files.items()]
+    assert len(list(workers.carry_out_all(jobs, 1))) == 5
+    assert together == [["i0", "i2", "i4"], ["i1"], ["i3"]]
+
+
 def test_job_that_ends_its_process_is_skipped_and_the_others_are_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "carry_out", die_on_odd_ones)
-    jobs = [Job(f"i{n}", str(n), {}, {}, None, (), None, tmp_path) for n in range(7)]
+    jobs = [job_of(f"i{n}", f"{n // 2 if n > 3 else n}.nii", tmp_path) for n in range(7)]
     outcomes = {one.sample_id: one for one in workers.carry_out_all(jobs, 2)}
     assert {name for name, one in outcomes.items() if isinstance(one, Skipped)} == {"i1", "i5"}
     assert len(outcomes) == 7

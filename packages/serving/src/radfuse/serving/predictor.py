@@ -10,6 +10,7 @@ import numpy as np
 
 from radfuse.serving.card import FEATURES, SEGMENTATION
 from radfuse.serving.errors import ModelError
+from radfuse.serving.images.scans import VolumeReader, read_volume
 from radfuse.serving.model import OnnxModel
 from radfuse.serving.prediction import Prediction, of_labels, of_regions
 from radfuse.serving.preprocess import Images, Prepared, input_shape, prepare, restore, to_input
@@ -39,20 +40,26 @@ class Predictor:
             raise ModelError(f"{self._model.path.name}: takes features, no images; use FeaturePredictor")
         self._check_shapes()
 
-    def predict(self, images: Images, point_mm: Sequence[float] | None = None) -> Prediction:
+    def predict(
+        self,
+        images: Images,
+        point_mm: Sequence[float] | None = None,
+        read: VolumeReader = read_volume,
+    ) -> Prediction:
         """Answer for one sample.
 
         Args:
             images: sources by role (``card.inputs``): a file, a folder with a DICOM series, or the files of
                 one.
             point_mm: x, y, z in patient mm (LPS) of the nodule, for CT.
+            read: reads volumes; a `LastScan` reads a scan once for many points in it.
 
         Raises:
             UnreadableImage: a file cannot be read or does not fit.
             InputError: roles are missing, or there is a point where none is used.
             ModelError: the graph fails on the input.
         """
-        return self.predict_prepared(prepare(self.card.preprocessing, images, point_mm))
+        return self.predict_prepared(prepare(self.card.preprocessing, images, point_mm, read))
 
     def predict_prepared(self, prepared: Prepared) -> Prediction:
         """Answer for a sample that was prepared by the card's recipe before."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from radfuse.engine.errors import RadfuseError
 from radfuse.engine.export.points import Point
 from radfuse.serving import Predictor, UnreadableImage, inputs_for
+from radfuse.serving.preprocess import LastScan
 
 if TYPE_CHECKING:
     from radfuse.serving import Card, Prediction
@@ -93,9 +94,11 @@ def answers(predictor: Predictor, asked: Sequence[Question]) -> Iterator[Answer]
         InputError: a point was given to a model that takes none.
         ModelError: the model fails.
     """
+    read = LastScan()
     for question in asked:
+        point = None if question.point is None else question.point.mm
         try:
-            found = predictor.predict(question.images, None if question.point is None else question.point.mm)
+            found = predictor.predict(question.images, point, read)
         except UnreadableImage as error:
             yield Answer(question, None, str(error))
         else:

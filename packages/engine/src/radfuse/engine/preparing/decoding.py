@@ -1,4 +1,4 @@
-"""One sample from its files to its arrays; runs in a worker process.
+"""Samples from their files to their arrays; runs in a worker process.
 
 An array appears under its name whole or not at all. It is not synced to disk one by one: a restart compares
 every array with its digest, and makes anew what a power cut took.
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from radfuse.serving.images.scans import VolumeReader
     from radfuse.serving.preprocess import Geometry
 
 TEMPORARY = ".unfinished-"
@@ -84,27 +85,37 @@ class Job:
     before: Finished | None = None
 
 
-def carry_out(job: Job) -> Finished | Skipped:
-    """Make a sample's arrays, unless they are there already, byte for byte.
+def carry_out(jobs: Sequence[Job]) -> list[Finished | Skipped]:
+    """Make the arrays of samples, unless they are there already, byte for byte.
+
+    Args:
+        jobs: best of one scan, such as the nodules in it: it is then read once.
 
     Raises:
         OSError: an array cannot be written.
     """
+    from radfuse.serving.preprocess import LastScan
+
+    read = LastScan()
+    return [_carry_out(job, read) for job in jobs]
+
+
+def _carry_out(job: Job, read: VolumeReader) -> Finished | Skipped:
     from radfuse.serving.images.errors import UnreadableImage
 
     if job.before is not None and _as_they_were(job.folder, job.before):
         return job.before
     try:
-        return _decode(job)
+        return _decode(job, read)
     except UnreadableImage as error:
         return Skipped(job.sample_id, error.reason)
 
 
-def _decode(job: Job) -> Finished:
+def _decode(job: Job, read: VolumeReader) -> Finished:
     from radfuse.serving import preprocess
     from radfuse.serving.images.volume import spacing_of
 
-    made = preprocess.prepare(job.spec, job.images, job.point_mm)
+    made = preprocess.prepare(job.spec, job.images, job.point_mm, read)
     mask_sha256 = ""
     if job.mask is not None and made.geometry is not None:
         mask = _classes(job, made.geometry)

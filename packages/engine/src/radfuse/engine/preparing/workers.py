@@ -20,7 +20,7 @@ from radfuse.engine.preparing.decoding import Finished, Job, Skipped, carry_out
 
 ENDED = "reading it ended the process: it takes too much memory, or is damaged so that a decoder crashes"
 _AHEAD = 2
-"""Jobs handed out for each process."""
+"""Scans handed out for each process."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -36,10 +36,12 @@ def carry_out_all(jobs: Sequence[Job], workers: int) -> Iterator[Finished | Skip
         jobs: samples to be prepared.
         workers: processes; with 1 everything happens in this process.
     """
+    waiting = _by_scan(jobs)
     if workers <= 1 or len(jobs) <= 1:
-        yield from map(carry_out, jobs)
+        for scan in waiting:
+            yield from carry_out(scan)
         return
-    waiting = list(reversed(jobs))
+    waiting.reverse()
     while waiting:
         broken: list[Job] = []
         yield from _until_broken(waiting, min(workers, len(waiting)), broken)
@@ -47,10 +49,18 @@ def carry_out_all(jobs: Sequence[Job], workers: int) -> Iterator[Finished | Skip
             yield _alone(job)
 
 
-def _until_broken(waiting: list[Job], workers: int, broken: list[Job]) -> Iterator[Finished | Skipped]:
-    """Take jobs from the end of the list until it is empty or a process ends; then fill `broken`."""
+def _by_scan(jobs: Sequence[Job]) -> list[list[Job]]:
+    """Jobs about the same images together."""
+    scans: dict[str, list[Job]] = {}
+    for job in jobs:
+        scans.setdefault(repr(sorted(job.images.items())), []).append(job)
+    return list(scans.values())
+
+
+def _until_broken(waiting: list[list[Job]], workers: int, broken: list[Job]) -> Iterator[Finished | Skipped]:
+    """Take scans from the end of the list until it is empty or a process ends; then fill `broken`."""
     with _pool(workers) as pool:
-        running: dict[Future[Finished | Skipped], Job] = {}
+        running: dict[Future[list[Finished | Skipped]], list[Job]] = {}
         try:
             while (waiting or running) and not broken:
                 while waiting and len(running) < _AHEAD * workers:
@@ -58,10 +68,10 @@ def _until_broken(waiting: list[Job], workers: int, broken: list[Job]) -> Iterat
                     waiting.pop()
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
-                    yield future.result()
+                    yield from future.result()
                     del running[future]
         except BrokenProcessPool:
-            broken.extend(running.values())
+            broken.extend(job for scan in running.values() for job in scan)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -69,7 +79,7 @@ def _until_broken(waiting: list[Job], workers: int, broken: list[Job]) -> Iterat
 def _alone(job: Job) -> Finished | Skipped:
     with _pool(1) as pool:
         try:
-            return pool.submit(carry_out, job).result()
+            return pool.submit(carry_out, [job]).result()[0]
         except BrokenProcessPool:
             return Skipped(job.sample_id, ENDED)
 

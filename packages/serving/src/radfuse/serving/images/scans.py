@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from radfuse.serving.images.errors import UnreadableImage
@@ -11,8 +11,13 @@ from radfuse.serving.images.nifti import read_nifti
 from radfuse.serving.images.series import read_series
 from radfuse.serving.images.volume import Volume
 
+Source = Path | str | Sequence[Path | str]
+"""A file, a folder with a DICOM series, or the files of one."""
+VolumeReader = Callable[[Source, str | None], Volume]
+"""`read_volume`, or what stands for it."""
 
-def read_volume(source: str | Path | Sequence[str | Path], modality: str | None = None) -> Volume:
+
+def read_volume(source: Source, modality: str | None = None) -> Volume:
     """Read a NIfTI file, a folder with a DICOM series, or a series' files.
 
     Args:
@@ -36,3 +41,22 @@ def read_volume(source: str | Path | Sequence[str | Path], modality: str | None 
     if found is Format.DICOM:
         return read_series([path], modality)
     raise UnreadableImage(path, f"expected a volume (NIfTI or a DICOM series), got a {found.value} picture")
+
+
+class LastScan:
+    """A reader that keeps the last volume, for many points of one scan asked about one after another.
+
+    The files must stay as they are while it is in use, and nobody may write into its volumes.
+    """
+
+    def __init__(self) -> None:
+        self._key: tuple[str | None, tuple[str, ...]] | None = None
+        self._volume: Volume | None = None
+
+    def __call__(self, source: Source, modality: str | None = None) -> Volume:
+        paths = (str(source),) if isinstance(source, str | Path) else tuple(map(str, source))
+        if self._volume is None or self._key != (modality, paths):
+            self._volume = None  # Two scans at once may be more than memory holds.
+            self._volume = read_volume(source, modality)
+            self._key = (modality, paths)
+        return self._volume

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from radfuse.serving.images.scans import LastScan, Source, VolumeReader, read_volume
 from radfuse.serving.preprocess.ct_patch import CtPatchKind
 from radfuse.serving.preprocess.geometry import Geometry, restore
-from radfuse.serving.preprocess.kind import Images, Kind, Prepared, Source, Spec, kind_of, register
+from radfuse.serving.preprocess.kind import Images, Kind, Prepared, Spec, kind_of, register
 from radfuse.serving.preprocess.mr_volume import MrVolumeKind
 from radfuse.serving.preprocess.radiograph import RadiographKind
 
@@ -26,6 +27,7 @@ __all__ = [
     "Geometry",
     "Images",
     "Kind",
+    "LastScan",
     "Prepared",
     "Source",
     "Spec",
@@ -44,20 +46,26 @@ register("ct_patch", CtPatchKind())
 register("mr_volume", MrVolumeKind())
 
 
-def prepare(spec: Spec, images: Images, point_mm: Sequence[float] | None = None) -> Prepared:
+def prepare(
+    spec: Spec,
+    images: Images,
+    point_mm: Sequence[float] | None = None,
+    read: VolumeReader = read_volume,
+) -> Prepared:
     """Read one sample and bring it into the form in which it is stored.
 
     Args:
         spec: the recipe.
         images: sources by role (`roles`): a file, a folder with a DICOM series, or the files of one.
         point_mm: x, y, z in patient mm (LPS) of what a patch is about.
+        read: reads volumes; a `LastScan` reads a scan once for many points in it.
 
     Raises:
         UnreadableImage: a file cannot be read, or does not fit: grids differ, a whole scan without a point.
         InputError: roles are missing, or there is a point where none is used.
         SpecError: the recipe is not right.
     """
-    return kind_of(spec).prepare(spec, images, point_mm)
+    return kind_of(spec).prepare(spec, images, point_mm, read)
 
 
 def prepare_mask(

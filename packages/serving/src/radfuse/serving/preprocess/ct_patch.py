@@ -18,7 +18,7 @@ import numpy as np
 
 from radfuse.serving.errors import InputError, SpecError
 from radfuse.serving.images.errors import UnreadableImage, guarded
-from radfuse.serving.images.scans import read_volume
+from radfuse.serving.images.scans import VolumeReader
 from radfuse.serving.images.volume import Volume, crop_or_pad, patch_at, reorient
 from radfuse.serving.preprocess.geometry import Geometry, between
 from radfuse.serving.preprocess.kind import (
@@ -64,12 +64,14 @@ class CtPatchKind:
     def input_shape(self, spec: Spec) -> tuple[int | None, ...]:
         return (1, *_recipe(spec).size)
 
-    def prepare(self, spec: Spec, images: Images, point_mm: Sequence[float] | None) -> Prepared:
+    def prepare(
+        self, spec: Spec, images: Images, point_mm: Sequence[float] | None, read: VolumeReader
+    ) -> Prepared:
         recipe = _recipe(spec)
         source = chosen(images, self.roles(spec))[0]
         path = place_of(source)
         point = None if point_mm is None else _point(point_mm)
-        volume = read_volume(source, "CT")
+        volume = read(source, "CT")
         with guarded(path, "the patch cannot be cut"):
             patch = _whole(path, volume, recipe) if point is None else _about(path, volume, recipe, point)
             return Prepared(_compact(patch.voxels, recipe), between(volume, patch))

@@ -19,6 +19,7 @@ import numpy as np
 from radfuse.serving.errors import InputError, SpecError
 from radfuse.serving.images.errors import UnreadableImage
 from radfuse.serving.images.limits import MAX_VOXELS, check_volume
+from radfuse.serving.images.scans import Source, VolumeReader
 from radfuse.serving.images.volume import Volume, resample, resampled_shape
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 GROUP = "radfuse.preprocessing"
 
 Spec = Mapping[str, Any]
-Source = Path | str | Sequence[Path | str]
-"""A file, a folder with a DICOM series, or the files of one."""
 Images = Mapping[str, Source]
 """Sources by role: ``image``, or the names of MR sequences."""
 
@@ -61,7 +60,9 @@ class Kind(Protocol):
             SpecError: the recipe is not one of this kind.
         """
 
-    def prepare(self, spec: Spec, images: Images, point_mm: Sequence[float] | None) -> Prepared:
+    def prepare(
+        self, spec: Spec, images: Images, point_mm: Sequence[float] | None, read: VolumeReader
+    ) -> Prepared:
         """Read and prepare one sample: `radfuse.serving.preprocess.prepare`."""
 
     def prepare_mask(

@@ -18,7 +18,7 @@ import numpy as np
 
 from radfuse.serving.errors import SpecError
 from radfuse.serving.images.errors import UnreadableImage, guarded
-from radfuse.serving.images.scans import read_volume
+from radfuse.serving.images.scans import VolumeReader, read_volume
 from radfuse.serving.images.volume import (
     Volume,
     crop_or_pad,
@@ -66,12 +66,14 @@ class MrVolumeKind:
         recipe = _recipe(spec)
         return (len(recipe.sequences), *(recipe.size or (None, None, None)))
 
-    def prepare(self, spec: Spec, images: Images, point_mm: Sequence[float] | None) -> Prepared:
+    def prepare(
+        self, spec: Spec, images: Images, point_mm: Sequence[float] | None, read: VolumeReader
+    ) -> Prepared:
         recipe = _recipe(spec)
         refused_point(point_mm, images)
         sources = chosen(images, recipe.sequences)
         path = place_of(sources[0])
-        volumes = [read_volume(source, "MR") for source in sources]
+        volumes = [read(source, "MR") for source in sources]
         canonical = [reorient(volume) for volume in volumes]
         _check_grids(recipe, sources, canonical)
         with guarded(path, "the volume cannot be brought to its grid"):

@@ -13,6 +13,7 @@ import numpy as np
 
 from radfuse.serving.images.errors import guarded
 from radfuse.serving.images.radiograph import read_radiograph
+from radfuse.serving.images.scans import VolumeReader
 from radfuse.serving.preprocess.kind import (
     Images,
     Prepared,
@@ -43,7 +44,9 @@ class RadiographKind:
     def input_shape(self, spec: Spec) -> tuple[int | None, ...]:
         return (CHANNELS, *self._size(spec))
 
-    def prepare(self, spec: Spec, images: Images, point_mm: Sequence[float] | None) -> Prepared:
+    def prepare(
+        self, spec: Spec, images: Images, point_mm: Sequence[float] | None, read: VolumeReader
+    ) -> Prepared:
         height, width = self._size(spec)
         refused_point(point_mm, images)
         path = place_of(chosen(images, self.roles(spec))[0])
