@@ -8,8 +8,8 @@ from radfuse.ct import MODALITY
 from radfuse.ct.augmentation import augmented
 from radfuse.ct.network import resnet18
 from radfuse.ct.settings import CtPrepareSettings, CtTrainSettings
-from radfuse.engine.resnets import layer_groups
-from radfuse.engine.stages import check_groups
+from radfuse.engine.training.resnets import layer_groups
+from radfuse.engine.training.stages import check_groups
 
 
 def test_row_4_4_a_patch_of_64_voxels_and_about_33_million_parameters():

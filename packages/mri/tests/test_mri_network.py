@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from radfuse.engine.stages import check_groups
+from radfuse.engine.training.stages import check_groups
 from radfuse.mri import MODALITY
 from radfuse.mri.augmentation import augmented
 from radfuse.mri.network import layer_groups, unet

@@ -8,9 +8,9 @@ from torch.nn import functional
 
 import ckptcore
 from radfuse.engine.errors import SettingsError
-from radfuse.engine.resnets import layer_groups
-from radfuse.engine.stages import Plan, check_groups, enter
-from radfuse.engine.weights import load_pretrained
+from radfuse.engine.training.resnets import layer_groups
+from radfuse.engine.training.stages import Plan, check_groups, enter
+from radfuse.engine.training.weights import load_pretrained
 from radfuse.xray import MODALITY
 from radfuse.xray.network import Normalise, resnet50
 from radfuse.xray.settings import XrayPrepareSettings, XrayTrainSettings

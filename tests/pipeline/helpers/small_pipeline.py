@@ -67,6 +67,12 @@ def change(params: dict[str, Any], key: str, value: Any) -> None:
     params[last] = value
 
 
+def stages() -> dict[str, Any]:
+    """The demo's stages by name."""
+    found: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    return found
+
+
 def make(folder: Path) -> Pipeline:
     """A small pipeline like the demo's in an empty folder, with a DVC of its own."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -75,6 +81,10 @@ def make(folder: Path) -> Pipeline:
     folder.mkdir(exist_ok=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
     shutil.copy(ROOT / "dvc.yaml", folder)
+    for code in {
+        dep for stage in stages().values() for dep in stage.get("deps", ()) if dep.startswith("packages/")
+    }:
+        shutil.copytree(ROOT / code, folder / code, ignore=shutil.ignore_patterns("__pycache__"))
     made = Pipeline(folder)
     made.run("dvc", "init", "--no-scm", "--quiet")
     return made

@@ -20,8 +20,8 @@ from scipy.stats import norm
 
 import ckptcore
 from radfuse.engine import calibration, predictions
+from radfuse.engine.digests import file_digest
 from radfuse.engine.places import Places
-from radfuse.engine.workfolder import file_digest
 
 SHIFT = 1.6
 PREVALENCE = 0.3

@@ -10,9 +10,9 @@ from sklearn.metrics import roc_auc_score
 
 from radfuse.engine.errors import SettingsError
 from radfuse.engine.task_settings import ClassificationSettings
-from radfuse.engine.tasks import ClassificationTask
-from radfuse.engine.tasks.classification import HEAVIEST, MaskedBCE
-from radfuse.engine.thresholds import best_threshold
+from radfuse.engine.training.tasks import ClassificationTask
+from radfuse.engine.training.tasks.classification import HEAVIEST, MaskedBCE
+from radfuse.engine.training.thresholds import best_threshold
 
 NAN = math.nan
 

@@ -10,15 +10,15 @@ import torch
 from trainable import toy_pipeline
 
 import ckptcore
-from radfuse.engine.distributed import World, joined
 from radfuse.engine.errors import SettingsError
-from radfuse.engine.loaders import Loader, Order
+from radfuse.engine.training.distributed import World, joined
+from radfuse.engine.training.loaders import Loader, Order
 
 HERE = Path(__file__).parent
 
 SCRIPT = """
 import os, sys, torch
-from radfuse.engine import loop
+from radfuse.engine.training import loop
 from radfuse.engine.cli import run
 
 train = loop.train

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from radfuse.engine.errors import SettingsError
-from radfuse.engine.loaders import Examples, Loader, Order
 from radfuse.engine.modality import modality
 from radfuse.engine.prepared import Prepared
-from radfuse.engine.tasks import task_of
+from radfuse.engine.training.loaders import Examples, Loader, Order
+from radfuse.engine.training.tasks import task_of
 
 
 def loader(pipeline, workers=0, seed=0, batch_size=4):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from radfuse.engine.pooling import pool_labels, pool_scores
+from radfuse.engine.training.pooling import pool_labels, pool_scores
 
 PATIENTS = ["b", "a", "b", "a", "c"]
 SCORES = np.array([[0.5, 0.1], [0.2, 0.0], [0.7, 0.3], [0.4, 1.0], [0.9, 0.25]])

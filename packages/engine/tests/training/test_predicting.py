@@ -11,10 +11,10 @@ from trainable import Pipeline, toy_pipeline, write_prepared
 
 import ckptcore
 from radfuse.engine import calibration, modality, predictions
+from radfuse.engine.digests import file_digest
 from radfuse.engine.errors import MissingStage, StaleError
 from radfuse.engine.prepared import Prepared
 from radfuse.engine.tables import columns
-from radfuse.engine.workfolder import file_digest
 
 
 @pytest.fixture(scope="module")

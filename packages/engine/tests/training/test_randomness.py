@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from radfuse.engine.randomness import generator, number_of, order, reseed
+from radfuse.engine.training.randomness import generator, number_of, order, reseed
 
 
 @given(st.integers(0, 200), st.integers(0, 2**31), st.integers(0, 1000))

@@ -9,8 +9,8 @@ from trainable import toy_pipeline
 import ckptcore
 from ckptcore.signals import TrainingInterrupted
 from radfuse.engine.errors import SettingsError
-from radfuse.engine.numerics import OtherNumerics
-from radfuse.engine.run import Run
+from radfuse.engine.training.numerics import OtherNumerics
+from radfuse.engine.training.run import Run
 
 TIMES = {"finished_at"}
 

@@ -3,9 +3,9 @@
 import pytest
 
 from radfuse.engine.errors import SettingsError
-from radfuse.engine.schedules import factor
 from radfuse.engine.settings import Stage
-from radfuse.engine.stages import Plan
+from radfuse.engine.training.schedules import factor
+from radfuse.engine.training.stages import Plan
 
 STAGES = (
     Stage(name="head", epochs=2, layers=("head",), learning_rate=1.0),

@@ -10,8 +10,8 @@ from torch import nn
 
 from radfuse.engine.errors import SettingsError
 from radfuse.engine.task_settings import SegmentationSettings
-from radfuse.engine.tasks import SegmentationTask
-from radfuse.engine.tasks.segmentation import UNKNOWN, DiceCE, cut_patch, dice_by_region
+from radfuse.engine.training.tasks import SegmentationTask
+from radfuse.engine.training.tasks.segmentation import UNKNOWN, DiceCE, cut_patch, dice_by_region
 
 REGIONS = {"whole_tumour": (1, 2, 3), "tumour_core": (1, 3), "enhancing_tumour": (3,)}
 CLASSES = ("background", "core", "oedema", "enhancing")

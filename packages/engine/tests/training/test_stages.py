@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import ckptcore
-from radfuse.engine import stages
 from radfuse.engine.errors import SettingsError
+from radfuse.engine.training import stages
 
 STAGES = [
     {"name": "head", "epochs": 1, "layers": ["head"], "learning_rate": 0.01},
@@ -45,7 +45,7 @@ def test_row_1_1_layers_outside_the_stage_do_not_change_by_a_bit(staged):
 def fresh_network():
     from toy_modality import MODALITY, ToyPrepareSettings, ToyTrainSettings
 
-    from radfuse.engine.randomness import reseed
+    from radfuse.engine.training.randomness import reseed
 
     reseed(0, "weights")
     return MODALITY.network(ToyPrepareSettings(), ToyTrainSettings(), 2).state_dict()

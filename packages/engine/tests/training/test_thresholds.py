@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from radfuse.engine.thresholds import best_threshold, decide
+from radfuse.engine.training.thresholds import best_threshold, decide
 
 ROUND = st.integers(0, 10).map(lambda n: n / 10)
 SAMPLES = st.lists(

@@ -14,10 +14,10 @@ from trainable import toy_pipeline
 
 import ckptcore
 from ckptcore.errors import FolderBusy
-from radfuse.engine import workfolder
+from radfuse.engine import code, workfolder
 from radfuse.engine.errors import MissingStage, NonFiniteLoss, SettingsError, StaleError
 from radfuse.engine.modality import modality
-from radfuse.engine.run import MOST_SKIPPED, Run
+from radfuse.engine.training.run import MOST_SKIPPED, Run
 
 
 def stages(*epochs, rate=0.01):
@@ -113,14 +113,11 @@ def test_what_changes_numbers_changes_the_key(toy, change):
     assert key() == key() != key(change)
 
 
-def test_the_modules_of_the_key_are_there_and_the_modality_is_among_them():
-    names = dict(workfolder.code_files(modality("toy")))
-    assert "toy_modality" in names and "radfuse.engine.loop" in names
-    assert {
-        name for name in workfolder.NUMBERS if not any(found.startswith(name) for found in names)
-    } == set()
-    inside = dict(workfolder.code_files(modality("xray")))
-    assert "radfuse.xray.network.py" in inside and "radfuse.engine.tasks.task.py" in inside
+def test_the_code_of_the_key_is_there_and_the_modality_is_among_it():
+    names = code.digests(*code.of_training(modality("toy")))
+    assert {"toy_modality", "radfuse.engine.training.loop.py"} <= set(names)
+    inside = code.digests(*code.of_training(modality("xray")))
+    assert {"radfuse.xray.network.py", "radfuse.engine.training.tasks.task.py"} <= set(inside)
 
 
 def test_on_a_miss_the_nearest_run_and_what_differs_is_told_with_a_command_that_works(toy, caplog):
@@ -169,7 +166,7 @@ def test_early_stopping_waits_for_the_last_stage(toy):
 
 def poisoned(monkeypatch, times):
     """Make the loss NaN at the first so many steps."""
-    from radfuse.engine.tasks.classification import MaskedBCE
+    from radfuse.engine.training.tasks.classification import MaskedBCE
 
     forward, left = MaskedBCE.forward, [times]
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
-    from radfuse.engine.tasks import Task
+    from radfuse.engine.training.tasks import Task
 
 
 class CtModality(Modality):
@@ -34,7 +34,7 @@ class CtModality(Modality):
         }
 
     def task(self, prepare: CtPrepareSettings, labels: Sequence[str]) -> Task:
-        from radfuse.engine.tasks import ClassificationTask
+        from radfuse.engine.training.tasks import ClassificationTask
 
         return ClassificationTask(labels)
 
@@ -49,7 +49,7 @@ class CtModality(Modality):
         return Scale(*(prepare.window_hu or EIGHT_BIT))
 
     def layer_groups(self, network: nn.Module) -> Mapping[str, Sequence[nn.Module]]:
-        from radfuse.engine.resnets import layer_groups
+        from radfuse.engine.training.resnets import layer_groups
 
         return layer_groups(network)
 

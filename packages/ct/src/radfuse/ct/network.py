@@ -6,7 +6,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from radfuse.engine.resnets import begin_as_identity
+from radfuse.engine.training.resnets import begin_as_identity
 
 EIGHT_BIT = (0.0, 255.0)
 

@@ -25,7 +25,7 @@ from radfuse.engine.counts import FEW_POSITIVES
 from radfuse.engine.errors import MissingStage, StaleError
 from radfuse.engine.folds import FOLDS, folds_of
 from radfuse.engine.tables import CALIBRATED, LABEL, LOGIT, PATIENT, SPLIT
-from radfuse.engine.thresholds import best_threshold
+from radfuse.engine.training.thresholds import best_threshold
 
 if TYPE_CHECKING:
     import pandas as pd

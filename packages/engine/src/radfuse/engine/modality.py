@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from radfuse.engine.settings import PrepareSettings, TrainSettings
-    from radfuse.engine.tasks import Task
+    from radfuse.engine.training.tasks import Task
 
 GROUP = "radfuse.modalities"
 

@@ -13,18 +13,19 @@ import torch
 from torch import nn
 
 import ckptcore
-from radfuse.engine import calibration, numerics, predictions
+from radfuse.engine import calibration, predictions
+from radfuse.engine.digests import file_digest
 from radfuse.engine.freshness import check_checkpoint, check_prepared
-from radfuse.engine.loaders import Examples, Loader
 from radfuse.engine.modality import Modality
 from radfuse.engine.modality import modality as modality_of
 from radfuse.engine.places import Places, require
 from radfuse.engine.prepared import Prepared
 from radfuse.engine.progress import track
-from radfuse.engine.run import Whole
 from radfuse.engine.tables import PATIENT, SAMPLE, SPLIT, SPLITS, STUDY
-from radfuse.engine.tasks import Task, task_of
-from radfuse.engine.workfolder import file_digest
+from radfuse.engine.training import numerics
+from radfuse.engine.training.loaders import Examples, Loader
+from radfuse.engine.training.run import Whole
+from radfuse.engine.training.tasks import Task, task_of
 
 if TYPE_CHECKING:
     import pandas as pd

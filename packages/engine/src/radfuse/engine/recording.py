@@ -15,8 +15,8 @@ from radfuse.engine.tracking import FINISHED_AT, Tracker
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from radfuse.engine.loaders import Batch
-    from radfuse.engine.run import Run
+    from radfuse.engine.training.loaders import Batch
+    from radfuse.engine.training.run import Run
 
 _log = logging.getLogger(__name__)
 MOST_PICTURES = 20

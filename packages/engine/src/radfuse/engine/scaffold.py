@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 
 from ckptcore import durable
+from radfuse.engine import code
 from radfuse.engine.blocks import (
     EvaluateSettings,
     ExportSettings,
@@ -95,12 +98,17 @@ def _columns(modality: Modality) -> dict[str, Any]:
 
 
 def dvc_yaml(
-    modalities: Sequence[Modality], cohort_deps: Sequence[str] = (), phantom: bool = False, push: bool = False
+    modalities: Sequence[Modality],
+    folder: Path,
+    cohort_deps: Sequence[str] = (),
+    phantom: bool = False,
+    push: bool = False,
 ) -> str:
     """The stages of a pipeline.
 
     Args:
         modalities: that it has.
+        folder: that it lies in.
         cohort_deps: files and folders whose change makes the cohort anew.
         phantom: begin with making the phantom.
         push: let ``dvc push`` send tables with rows about patients.
@@ -109,11 +117,41 @@ def dvc_yaml(
         "dvc.yaml.j2",
         {
             "modalities": modalities,
+            "code": code_deps(folder, modalities),
             "cohort_deps": cohort_deps,
             "phantom": phantom,
             "push": "true" if push else "false",
         },
     )
+
+
+def code_deps(folder: Path, modalities: Sequence[Modality]) -> dict[str, list[str]]:
+    """The code that numbers come from, for stages that depend on it, as paths from a pipeline's folder.
+
+    It is left out where it is no part of the pipeline's own checkout but installed: DVC does not follow files
+    outside, and the keys of the work folders cover it all the same.
+
+    Returns:
+        By ``prepare``, ``ensemble`` and the names of modalities.
+    """
+    commands = entry_points(group="radfuse.commands", name="ensemble")
+    wanted = {
+        "prepare": code.READING,
+        **{one.name: code.of_training(one) for one in modalities},
+        "ensemble": tuple(code.package_of(command.module) for command in commands),
+    }
+    home, top = folder.resolve(), _checkout(folder.resolve())
+    found: dict[str, list[str]] = {}
+    for stage, names in wanted.items():
+        places = sorted(code.place_of(name).resolve() for name in names)
+        ours = [path for path in places if top in path.parents and "site-packages" not in path.parts]
+        found[stage] = [Path(os.path.relpath(path, home)).as_posix() for path in ours]
+    return found
+
+
+def _checkout(folder: Path) -> Path:
+    """The folder of the repository that a folder lies in; itself where it lies in none."""
+    return next((one for one in (folder, *folder.parents) if (one / ".git").exists()), folder)
 
 
 def write(folder: Path, sources: Sequence[Mapping[str, Any]], modalities: Sequence[Modality]) -> list[Path]:
@@ -139,7 +177,7 @@ def write(folder: Path, sources: Sequence[Mapping[str, Any]], modalities: Sequen
     tables = [f"{source['root']}/{source['csv']}" for source in sources if "csv" in source]
     texts = {
         "params.yaml": _render("params.yaml.j2", _blocks(sources, modalities)),
-        "dvc.yaml": dvc_yaml(modalities, tables or [str(source["root"]) for source in sources]),
+        "dvc.yaml": dvc_yaml(modalities, folder, tables or [str(source["root"]) for source in sources]),
         ".gitignore": _render("gitignore.j2", {}),
         "README.md": _render(
             "README.md.j2",

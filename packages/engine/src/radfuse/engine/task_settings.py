@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field, PositiveInt
 
-from radfuse.engine.pooling import Pooling
 from radfuse.engine.settings import TrainSettings
+from radfuse.engine.training.pooling import Pooling
 
 Size = tuple[PositiveInt, PositiveInt, PositiveInt]
 

@@ -7,7 +7,6 @@ another folder and can never meet stale state.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import logging
 import os
@@ -24,6 +23,8 @@ from filelock import FileLock, Timeout
 
 from ckptcore import durable
 from ckptcore.canonical import canonical_json
+from radfuse.engine import code
+from radfuse.engine.digests import file_digest
 from radfuse.engine.modality import Modality
 from radfuse.engine.places import Places
 from radfuse.engine.settings import PrepareSettings, TrainSettings
@@ -35,51 +36,7 @@ SCHEMA = 1
 RECORD = "run.json"
 RUN_ONLY = ("keep_last", "save_every")
 """Settings of a training that change no number: which checkpoints stay."""
-NUMBERS = (
-    "radfuse.engine.assembly",
-    "radfuse.engine.distributed",
-    "radfuse.engine.ema",
-    "radfuse.engine.loaders",
-    "radfuse.engine.loop",
-    "radfuse.engine.numerics",
-    "radfuse.engine.pooling",
-    "radfuse.engine.randomness",
-    "radfuse.engine.resnets",
-    "radfuse.engine.run",
-    "radfuse.engine.schedules",
-    "radfuse.engine.stages",
-    "radfuse.engine.tasks",
-    "radfuse.engine.thresholds",
-    "radfuse.engine.weights",
-    "radfuse.serving.images",
-    "radfuse.serving.preprocess",
-)
-"""Modules that a training's numbers come from, besides the modality's own package; of a package all of it."""
 _A_DAY = 86_400.0
-
-
-def code_files(modality: Modality) -> list[tuple[str, Path]]:
-    """Modules that a training's numbers come from, by name, with their files."""
-    found: list[tuple[str, Path]] = []
-    for name in sorted({*NUMBERS, _package_of(type(modality).__module__)}):
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None:
-            continue
-        file = Path(spec.origin)
-        if spec.submodule_search_locations is None:
-            found.append((name, file))
-        else:
-            found += [
-                (f"{name}.{one.relative_to(file.parent)}", one) for one in sorted(file.parent.rglob("*.py"))
-            ]
-    return found
-
-
-def _package_of(module: str) -> str:
-    """The package that a module stands in, or the module where it stands alone."""
-    spec = importlib.util.find_spec(module)
-    is_package = spec is not None and spec.submodule_search_locations is not None
-    return module if is_package else module.rpartition(".")[0] or module
 
 
 def recipe_of(
@@ -98,7 +55,6 @@ def recipe_of(
     for name in ("weights", "continue_from"):
         file = getattr(train, name)
         told[name] = None if file is None else {"file": file.name, "sha256": file_digest(file)}
-    code = {name: file_digest(file) for name, file in code_files(modality)}
     return {
         "schema": SCHEMA,
         "modality": modality.name,
@@ -106,19 +62,13 @@ def recipe_of(
         "prepare": prepare.model_dump(mode="json"),
         "train": told,
         "prepared_digest": prepared_digest,
-        "code": code,
+        "code": code.digests(*code.of_training(modality)),
     }
 
 
 def key_of(recipe: Mapping[str, Any]) -> str:
     """The name of the work folder: 16 hex digits of the recipe's SHA-256."""
     return hashlib.sha256(canonical_json(recipe)).hexdigest()[:16]
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from radfuse.engine.config import Params, load
 from radfuse.engine.modality import modality
 from radfuse.engine.places import Places
 from radfuse.engine.predicting import predict_split
-from radfuse.engine.tasks import task_of
+from radfuse.engine.training.tasks import task_of
 
 LABELS = ("Mass", "Nodule")
 CLASSES = {1: "core", 2: "rim"}

@@ -14,7 +14,7 @@ from radfuse.engine.modality import Modality
 from radfuse.engine.places import Places
 from radfuse.engine.settings import PrepareSettings, Stage
 from radfuse.engine.task_settings import ClassificationSettings, SegmentationSettings
-from radfuse.engine.tasks import ClassificationTask, SegmentationTask
+from radfuse.engine.training.tasks import ClassificationTask, SegmentationTask
 
 STAGES = (Stage(name="all", epochs=1, learning_rate=1e-3),)
 FEATURES = ("film:Mass", "scan:lesion", "available:film", "available:scan")

@@ -3,7 +3,7 @@
 import os
 import signal
 
-from radfuse.engine.run import Run
+from radfuse.engine.training.run import Run
 
 
 def stop_at(monkeypatch, steps):

@@ -43,7 +43,7 @@ class Pipeline:
         return load(self.file, list(overrides))
 
     def train(self, *overrides, **options):
-        from radfuse.engine.training import train
+        from radfuse.engine.training.session import train
 
         return train(self.params(*overrides), self.places, self.modality, **options)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from radfuse.engine.modality import Modality
 from radfuse.engine.settings import PrepareSettings, Stage
 from radfuse.engine.task_settings import ClassificationSettings
-from radfuse.engine.tasks import ClassificationTask
+from radfuse.engine.training.tasks import ClassificationTask
 
 
 class ToyPrepareSettings(PrepareSettings):

@@ -12,7 +12,7 @@ from scipy.special import expit
 
 from radfuse.engine.evaluation.ensemble import META, WEIGHTED_AVERAGE
 from radfuse.engine.folds import folds_of
-from radfuse.engine.thresholds import best_threshold
+from radfuse.engine.training.thresholds import best_threshold
 from radfuse.ensemble import stacking
 from radfuse.ensemble.answering import Answers, head_log_odds
 from radfuse.ensemble.stacking import Stack, cross_entropy

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from radfuse.engine import agreement
+from radfuse.engine import agreement, code
 from radfuse.engine.agreement import ENSEMBLE
 from radfuse.engine.evaluation.results import WEIGHTS
 from radfuse.engine.tracking import Tracker, flat
-from radfuse.engine.workfolder import file_digest, key_of
+from radfuse.engine.workfolder import key_of
 from radfuse.ensemble import artefacts
 from radfuse.ensemble.fitting import Ensemble, fit
 from radfuse.ensemble.material import Material, NotApplicable, gather
@@ -23,16 +23,6 @@ if TYPE_CHECKING:
     from radfuse.engine.config import Params
     from radfuse.engine.places import Places
 
-_NUMBERS = (
-    "answering.py",
-    "features.py",
-    "fitting.py",
-    "material.py",
-    "network.py",
-    "stacking.py",
-    "training.py",
-)
-"""Modules that the ensemble's numbers come from."""
 _A_DAY = 86_400.0
 
 
@@ -99,11 +89,10 @@ def _touched(folder: Path) -> float:
 
 def _recipe(material: Material, recipe: Recipe) -> dict[str, Any]:
     """Everything that decides the ensemble's numbers, as plain values."""
-    folder = Path(__file__).parent
     return {
         "settings": recipe.model_dump(mode="json"),
         "material": _digest(material),
-        "code": {name: file_digest(folder / name) for name in _NUMBERS},
+        "code": code.digests("radfuse.ensemble"),
     }
 
 

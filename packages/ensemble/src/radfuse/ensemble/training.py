@@ -21,8 +21,8 @@ from torch import Tensor, nn
 import ckptcore
 from ckptcore.rules import EveryEpochs, Final, OnSignal
 from radfuse.engine import metrics
-from radfuse.engine.randomness import number_of
 from radfuse.engine.tracking import FINISHED_AT
+from radfuse.engine.training.randomness import number_of
 from radfuse.ensemble.network import MetaLearner, pooled
 from radfuse.ensemble.stacking import cross_entropy
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
-    from radfuse.engine.tasks import Task
+    from radfuse.engine.training.tasks import Task
 
 BRATS_CLASSES = ("core", "oedema", "enhancing")
 BRATS_REGIONS = {"whole_tumour": (1, 2, 3), "tumour_core": (1, 3), "enhancing_tumour": (3,)}
@@ -48,7 +48,7 @@ class MriModality(Modality):
             prepare: ``prepare.mri`` of params.yaml.
             labels: names of the classes, the background first.
         """
-        from radfuse.engine.tasks import SegmentationTask
+        from radfuse.engine.training.tasks import SegmentationTask
 
         regions: Mapping[str, Sequence[int]] | None = prepare.regions
         if regions is None and tuple(labels[1:]) == BRATS_CLASSES:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
-    from radfuse.engine.tasks import Task
+    from radfuse.engine.training.tasks import Task
 
 
 class XrayModality(Modality):
@@ -29,7 +29,7 @@ class XrayModality(Modality):
         return {"kind": "radiograph", "size": list(settings.size)}
 
     def task(self, prepare: XrayPrepareSettings, labels: Sequence[str]) -> Task:
-        from radfuse.engine.tasks import ClassificationTask
+        from radfuse.engine.training.tasks import ClassificationTask
 
         return ClassificationTask(labels)
 
@@ -44,7 +44,7 @@ class XrayModality(Modality):
         return Normalise()
 
     def layer_groups(self, network: nn.Module) -> Mapping[str, Sequence[nn.Module]]:
-        from radfuse.engine.resnets import layer_groups
+        from radfuse.engine.training.resnets import layer_groups
 
         return layer_groups(network)
 

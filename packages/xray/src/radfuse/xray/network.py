@@ -7,7 +7,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from radfuse.engine.resnets import begin_as_identity
+from radfuse.engine.training.resnets import begin_as_identity
 
 FEATURES = 2048
 HIDDEN = 512

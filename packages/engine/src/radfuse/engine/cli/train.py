@@ -35,7 +35,7 @@ def train(
     nothing had happened. Changed parameters, data or code start a training of their own.
     """
     from radfuse.engine.cli.training_process import end_with_parent, show_log
-    from radfuse.engine.training import train as run
+    from radfuse.engine.training.session import train as run
 
     settings, places = pipeline(params, overrides)
     end_with_parent()

@@ -10,9 +10,9 @@ import numpy as np
 
 from radfuse.engine import metrics, weighted
 from radfuse.engine.evaluation.shared import ECE, Resampling, by_groups, floats, interval
-from radfuse.engine.pooling import Pooling, pool_labels, pool_scores
 from radfuse.engine.tables import CALIBRATED, LABEL, PATIENT, PROBABILITY, columns
-from radfuse.engine.thresholds import best_threshold
+from radfuse.engine.training.pooling import Pooling, pool_labels, pool_scores
+from radfuse.engine.training.thresholds import best_threshold
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,6 +11,7 @@ from torch import nn
 
 from ckptcore.cards import list_versions
 from radfuse.engine import calibration, predictions
+from radfuse.engine.digests import file_digest
 from radfuse.engine.errors import ParityError, StaleError
 from radfuse.engine.export.exportable import Exportable
 from radfuse.engine.export.graph import ExportGraph, Scaling
@@ -21,7 +22,6 @@ from radfuse.engine.places import Places
 from radfuse.engine.predicting import load_trained
 from radfuse.engine.prepared import Prepared
 from radfuse.engine.tables import CALIBRATED, SAMPLE
-from radfuse.engine.workfolder import file_digest
 from radfuse.serving import preprocess
 from radfuse.serving.sliding_window import STEP
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from radfuse.engine.calibration import Calibration
     from radfuse.engine.config import Params
     from radfuse.engine.predicting import Trained
-    from radfuse.engine.tasks import Task
+    from radfuse.engine.training.tasks import Task
 
 
 def exportable(params: Params, places: Places, name: str) -> Exportable:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from radfuse.engine.digests import file_digest
 from radfuse.engine.prepared import ARRAY_SUFFIX, MASK_SUFFIX
 
 if TYPE_CHECKING:
@@ -162,8 +163,7 @@ def _as_they_were(folder: Path, before: Finished) -> bool:
 
 def _digest(path: Path) -> str:
     try:
-        with open(path, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return file_digest(path)
     except FileNotFoundError:
         return ""
 

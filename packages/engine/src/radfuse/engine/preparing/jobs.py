@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from radfuse.engine import identity
+from radfuse.engine import code, identity
 from radfuse.engine.config import Params, digest
 from radfuse.engine.errors import MissingStage, SettingsError
 from radfuse.engine.identity import Images
@@ -122,10 +120,4 @@ def _size_and_time(path: Path) -> tuple[int, int]:
 @cache
 def _code() -> str:
     """Digest of the code that reads and prepares images: arrays of an older one are made anew."""
-    found = hashlib.sha256()
-    spec = find_spec("radfuse.serving")
-    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
-        for path in sorted(Path(folder).rglob("*.py")):
-            if path.relative_to(folder).parts[0] in ("images", "preprocess"):
-                found.update(path.read_bytes())
-    return found.hexdigest()
+    return digest(code.digests(*code.READING))

@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import ckptcore
-from radfuse.engine import numerics, stages, weights
-from radfuse.engine.distributed import ALONE, World
-from radfuse.engine.ema import averaged
 from radfuse.engine.history import RunLog
-from radfuse.engine.loaders import Examples, Loader
 from radfuse.engine.modality import Modality
-from radfuse.engine.numerics import Numerics
 from radfuse.engine.places import Places
 from radfuse.engine.prepared import Prepared
-from radfuse.engine.randomness import reseed
 from radfuse.engine.recording import Recorder
-from radfuse.engine.run import Run, Whole
-from radfuse.engine.schedules import Rates
 from radfuse.engine.settings import TrainSettings
 from radfuse.engine.tables import SPLIT
-from radfuse.engine.tasks import Task, task_of
 from radfuse.engine.tracking import Tracker
+from radfuse.engine.training import numerics, stages, weights
+from radfuse.engine.training.distributed import ALONE, World
+from radfuse.engine.training.ema import averaged
+from radfuse.engine.training.loaders import Examples, Loader
+from radfuse.engine.training.numerics import Numerics
+from radfuse.engine.training.randomness import reseed
+from radfuse.engine.training.run import Run, Whole
+from radfuse.engine.training.schedules import Rates
+from radfuse.engine.training.tasks import Task, task_of
 from radfuse.engine.workfolder import WorkFolder
 
 if TYPE_CHECKING:

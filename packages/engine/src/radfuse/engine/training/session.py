@@ -13,21 +13,22 @@ import ckptcore
 from ckptcore import durable
 from ckptcore.rules import EveryMinutes, EverySteps, SaveRule
 from ckptcore.signals import TrainingInterrupted
-from radfuse.engine import loop, numerics, workfolder
-from radfuse.engine.assembly import Order, assemble
-from radfuse.engine.distributed import joined
+from radfuse.engine import workfolder
 from radfuse.engine.errors import SettingsError
 from radfuse.engine.freshness import check_prepared
 from radfuse.engine.modality import modality as modality_of
 from radfuse.engine.places import Places
 from radfuse.engine.prepared import Prepared
 from radfuse.engine.tracking import flat
+from radfuse.engine.training import loop, numerics
+from radfuse.engine.training.assembly import Order, assemble
+from radfuse.engine.training.distributed import joined
 from radfuse.engine.workfolder import WorkFolder
 
 if TYPE_CHECKING:
     from radfuse.engine.config import Params
-    from radfuse.engine.run import Run
     from radfuse.engine.settings import TrainSettings
+    from radfuse.engine.training.run import Run
 
 _log = logging.getLogger(__name__)
 HISTORY = "training_history.json"

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from radfuse.engine.progress import track
-from radfuse.engine.randomness import reseed
-from radfuse.engine.stages import training_mode
+from radfuse.engine.training.randomness import reseed
+from radfuse.engine.training.stages import training_mode
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from radfuse.engine.loaders import Batch
-    from radfuse.engine.run import Run
-    from radfuse.engine.tasks import Validated
+    from radfuse.engine.training.loaders import Batch
+    from radfuse.engine.training.run import Run
+    from radfuse.engine.training.tasks import Validated
 
 
 def train(run: Run) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from radfuse.engine.errors import SettingsError, did_you_mean
-from radfuse.engine.schedules import Schedule, factor
 from radfuse.engine.settings import Stage, TrainSettings
+from radfuse.engine.training.schedules import Schedule, factor
 
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
 

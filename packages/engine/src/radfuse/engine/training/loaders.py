@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from radfuse.engine import randomness
-from radfuse.engine.distributed import ALONE, World
 from radfuse.engine.errors import SettingsError
 from radfuse.engine.modality import Modality
 from radfuse.engine.prepared import Prepared
 from radfuse.engine.tables import SAMPLE
-from radfuse.engine.tasks import Task
+from radfuse.engine.training import randomness
+from radfuse.engine.training.distributed import ALONE, World
+from radfuse.engine.training.tasks import Task
 
 if TYPE_CHECKING:
     import pandas as pd

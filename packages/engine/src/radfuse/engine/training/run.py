@@ -13,26 +13,26 @@ import torch
 from torch import Tensor, nn
 
 import ckptcore
-from radfuse.engine import stages
-from radfuse.engine.distributed import World
 from radfuse.engine.errors import NonFiniteLoss
-from radfuse.engine.numerics import laid_out
 from radfuse.engine.tables import SAMPLE
 from radfuse.engine.tracking import FINISHED_AT
+from radfuse.engine.training import stages
+from radfuse.engine.training.distributed import World
+from radfuse.engine.training.numerics import laid_out
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from torch.optim import Optimizer
     from torch.optim.swa_utils import AveragedModel
 
-    from radfuse.engine.loaders import Batch, Loader
-    from radfuse.engine.numerics import Numerics
     from radfuse.engine.progress import Mode
     from radfuse.engine.recording import Recorder
-    from radfuse.engine.schedules import Rates
     from radfuse.engine.settings import TrainSettings
-    from radfuse.engine.stages import Plan
-    from radfuse.engine.tasks import Task, Validated
+    from radfuse.engine.training.loaders import Batch, Loader
+    from radfuse.engine.training.numerics import Numerics
+    from radfuse.engine.training.schedules import Rates
+    from radfuse.engine.training.stages import Plan
+    from radfuse.engine.training.tasks import Task, Validated
 
 _log = logging.getLogger(__name__)
 MOST_SKIPPED = 10

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-    from radfuse.engine.stages import Plan
+    from radfuse.engine.training.stages import Plan
 
 Schedule = Literal["one_cycle", "cosine", "constant"]
 _WARM_UP = 0.3

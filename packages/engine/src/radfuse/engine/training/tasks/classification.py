@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from radfuse.engine.errors import SettingsError
-from radfuse.engine.pooling import Pooling, pool_labels, pool_scores
 from radfuse.engine.tables import LABEL, LOGIT, PATIENT, PROBABILITY, SAMPLE
-from radfuse.engine.tasks.task import Validated
-from radfuse.engine.thresholds import best_threshold, decide
+from radfuse.engine.training.pooling import Pooling, pool_labels, pool_scores
+from radfuse.engine.training.tasks.task import Validated
+from radfuse.engine.training.thresholds import best_threshold, decide
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from radfuse.engine.task_settings import ClassificationSettings, SegmentationSettings
-from radfuse.engine.tasks.classification import ClassificationTask
-from radfuse.engine.tasks.segmentation import SegmentationTask
-from radfuse.engine.tasks.task import Task, Validated, Validation, task_of
+from radfuse.engine.training.tasks.classification import ClassificationTask
+from radfuse.engine.training.tasks.segmentation import SegmentationTask
+from radfuse.engine.training.tasks.task import Task, Validated, Validation, task_of
 
 __all__ = [
     "ClassificationSettings",

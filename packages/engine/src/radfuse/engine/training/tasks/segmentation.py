@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from radfuse.engine.errors import SettingsError
 from radfuse.engine.tables import DICE, SAMPLE, TRUE_VOLUME, VOLUME
-from radfuse.engine.tasks.classification import mean
-from radfuse.engine.tasks.task import Validated
+from radfuse.engine.training.tasks.classification import mean
+from radfuse.engine.training.tasks.task import Validated
 
 if TYPE_CHECKING:
     import pandas as pd
