@@ -1,0 +1,189 @@
+"""What the demo takes on this machine: time and memory of ``dvc repro`` in a fresh clone, stage by stage.
+
+Run by ``python -m benchmarks.demo [--work DIR]``; writes ``benchmarks/results/demo.md``. The clone is of the
+commit at hand and uses this environment; set-up is not counted. Memory is the largest sum of proportional
+set sizes over all processes of the run, looked at twice a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from benchmarks.measuring import machine, today
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results" / "demo.md"
+MOST_MINUTES, MOST_GIB, PHANTOM_SECONDS = 12.0, 8.0, 90.0
+
+
+@dataclass
+class Taken:
+    """What a command took.
+
+    Attributes:
+        seconds: of the clock.
+        peak: bytes, all its processes together.
+        stages: seconds of each DVC stage, by name, in the order in which they ran.
+    """
+
+    seconds: float = 0.0
+    peak: int = 0
+    stages: dict[str, float] = field(default_factory=dict)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--work", type=Path, metavar="DIR", help="folder for the clone; kept if it is given")
+    chosen = parser.parse_args(arguments)
+    work = chosen.work or Path(tempfile.mkdtemp(prefix="demo-"))
+    try:
+        text = measure(work)
+    finally:
+        if chosen.work is None:
+            shutil.rmtree(work)
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(text, encoding="utf-8")
+    print(text)
+
+
+def measure(work: Path) -> str:
+    """Run everything; returns the page."""
+    phantom = run([tool("radfuse"), "phantom", "--out", "phantom", "--patients", "300"], work)
+    clone = work / "clone"
+    subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
+    whole = run([tool("dvc"), "repro"], clone)
+    again = run([tool("dvc"), "repro"], clone)
+    if again.stages:
+        raise SystemExit(f"a second repro ran {', '.join(again.stages)}; expected nothing to run")
+    described = ["git", "-C", ROOT, "describe", "--always", "--dirty"]
+    commit = subprocess.run(described, capture_output=True, text=True, check=True).stdout.strip()
+    summary = (clone / "reports" / "summary.txt").read_text(encoding="utf-8").rstrip()
+    return page(commit, phantom, whole, again, summary)
+
+
+def tool(name: str) -> str:
+    """A command of this environment."""
+    return str(Path(sys.executable).with_name(name))
+
+
+def run(command: Sequence[str], folder: Path) -> Taken:
+    """Run a command and watch it."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    quiet = {"DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "PATH": path}
+    folder.mkdir(parents=True, exist_ok=True)
+    taken, began, stage, since = Taken(), time.monotonic(), "", 0.0
+    with (
+        subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**os.environ, **quiet},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as running,
+        watched(running.pid, taken),
+    ):
+        for line in running.stdout or ():
+            print(line, end="", flush=True)
+            now = time.monotonic()
+            if started := re.match(r"Running stage '([^']+)'", line):
+                if stage:
+                    taken.stages[stage] = now - since
+                stage, since = started[1], now
+    if running.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {running.returncode}")
+    taken.seconds = time.monotonic() - began
+    if stage:
+        taken.stages[stage] = time.monotonic() - since
+    return taken
+
+
+@contextmanager
+def watched(process: int, taken: Taken) -> Iterator[None]:
+    """Note the largest memory of a process and all that it starts."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.5):
+            taken.peak = max(taken.peak, memory(process))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def memory(process: int) -> int:
+    """Bytes of a process and its children; shared pages count once."""
+    total = 0
+    try:
+        family = [psutil.Process(process), *psutil.Process(process).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0
+    for one in family:
+        try:
+            total += one.memory_full_info().pss
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return total
+
+
+def page(commit: str, phantom: Taken, whole: Taken, again: Taken, summary: str) -> str:
+    """The results as Markdown."""
+    minutes, gib = whole.seconds / 60, whole.peak / 2**30
+    rows = [
+        (
+            "`make demo` after set-up", f"{minutes:.1f} min", f"<= {MOST_MINUTES:g} min",
+            minutes <= MOST_MINUTES,
+        ),
+        ("its peak memory", f"{gib:.1f} GiB", f"<= {MOST_GIB:g} GiB", gib <= MOST_GIB),
+        (
+            "`radfuse phantom --patients 300`", f"{phantom.seconds:.0f} s", f"< {PHANTOM_SECONDS:g} s",
+            phantom.seconds < PHANTOM_SECONDS,
+        ),
+        ("a second `dvc repro`, which runs nothing", f"{again.seconds:.0f} s", "", True),
+    ]  # fmt: skip
+    return "\n".join(
+        [
+            "# What the demo takes",
+            "",
+            f"`python -m benchmarks.demo` of {commit}, {today()}, {machine()}.",
+            "",
+            "| what | taken | wanted | |",
+            "|---|---|---|---|",
+            *(f"| {' | '.join(cells)} | {'met' if met else 'NOT met'} |" for *cells, met in rows),
+            "",
+            "| stage | seconds |",
+            "|---|---|",
+            *(f"| {name} | {seconds:.0f} |" for name, seconds in whole.stages.items()),
+            "",
+            "It ends with:",
+            "",
+            "```",
+            summary,
+            "```",
+            "",
+        ]
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
