@@ -164,15 +164,17 @@ def test_early_stopping_waits_for_the_last_stage(toy):
     assert 5 <= outcome.epochs_finished <= 7
 
 
-def poisoned(monkeypatch, times):
-    """Make the loss NaN at the first so many steps."""
+def poisoned(monkeypatch, times, after=0):
+    """Make the loss NaN at so many steps, the first ones after some good ones."""
     from radfuse.engine.training.tasks.classification import MaskedBCE
 
-    forward, left = MaskedBCE.forward, [times]
+    forward, left, good = MaskedBCE.forward, [times], [after]
 
     def poison(self, logits, target):
         loss = forward(self, logits, target)
-        if logits.requires_grad and left[0]:
+        if logits.requires_grad and good[0]:
+            good[0] -= 1
+        elif logits.requires_grad and left[0]:
             left[0] -= 1
             return loss * math.nan
         return loss
@@ -183,9 +185,46 @@ def poisoned(monkeypatch, times):
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_samples(toy, monkeypatch):
     poisoned(monkeypatch, 1)
     with pytest.raises(
-        NonFiniteLoss, match=r"the loss is nan at epoch 1, step 1, samples i0000.*on_nonfinite=skip"
+        NonFiniteLoss,
+        match=r"the loss is nan at epoch 1, step 1, learning rate 0\.\d+, samples i0000.*on_nonfinite=skip",
     ):
         toy.train()
+
+
+def test_the_state_before_a_loss_that_is_no_number_is_saved_with_the_reason_and_never_as_best(
+    toy, monkeypatch
+):
+    poisoned(monkeypatch, 1, after=8)
+    with pytest.raises(NonFiniteLoss, match="epoch 2, step 9"):
+        toy.train()
+    (folder,) = toy.works()
+    header = ckptcore.read_header(folder / "tiny_latest.pth")
+    assert (header.reason, header.global_step) == ("nonfinite", 8)
+    assert ckptcore.read_header(folder / "tiny_best.pth").reason != "nonfinite"
+    # The cause is gone: the same command goes on, and nobody can tell.
+    assert toy.train().epochs_finished == 2
+    stopped = ckptcore.read_header(toy.models / "tiny_best.pth").model_digest
+    toy.train(resume="none")
+    assert ckptcore.read_header(toy.models / "tiny_best.pth").model_digest == stopped
+
+
+def test_an_image_that_is_no_number_leaves_no_trace_in_the_batch_norms(toy, monkeypatch):
+    from radfuse.engine.training.loaders import Examples
+
+    read, spoilt = Examples.__getitem__, []
+
+    def spoil(self, place):
+        image, target, index = read(self, place)
+        if self._seed is None or spoilt:
+            return image, target, index
+        spoilt.append(place)
+        return image * math.nan, target, index
+
+    monkeypatch.setattr(Examples, "__getitem__", spoil)
+    toy.train("train.on_nonfinite=skip")
+    assert spoilt
+    weights = ckptcore.load(toy.models / "tiny_best.pth")["model_state_dict"]
+    assert all(torch.isfinite(tensor.float()).all() for tensor in weights.values())
 
 
 def test_single_steps_without_a_number_are_skipped_when_asked(toy, monkeypatch, caplog):

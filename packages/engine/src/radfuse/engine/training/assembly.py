@@ -20,6 +20,7 @@ from radfuse.engine.settings import TrainSettings
 from radfuse.engine.tables import SPLIT
 from radfuse.engine.tracking import Tracker
 from radfuse.engine.training import numerics, stages, weights
+from radfuse.engine.training.deterministic import replace_layers
 from radfuse.engine.training.distributed import ALONE, World
 from radfuse.engine.training.ema import averaged
 from radfuse.engine.training.loaders import Examples, Loader
@@ -88,6 +89,8 @@ def assemble(order: Order, work: WorkFolder, manager: ckptcore.CheckpointManager
     conditions = numerics.choose(
         block.device, block.precision, block.deterministic, network, order.world.size
     )
+    if conditions.deterministic and conditions.device == "cuda":
+        replace_layers(network)
     network.to(device=conditions.device, memory_format=numerics.memory_format(network))  # type: ignore[call-overload]
     training, validation = _loaders(order, task, conditions)
     groups = order.modality.layer_groups(network)

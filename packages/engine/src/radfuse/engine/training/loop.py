@@ -47,6 +47,7 @@ def step(run: Run, batch: Batch) -> float:
     """One step of the optimizer, unless loss or gradient are no numbers; returns the loss before it."""
     reseed(run.seed, "step", run.at.step, *([run.world.rank] if run.world.size > 1 else []))
     run.rates.set(run.at.step)
+    run.keep_buffers()
     image, target = run.on_device(batch)
     loss: Tensor = run.loss(run.module(image), target)
     run.fabric.backward(loss)

@@ -161,6 +161,7 @@ class Run:
     learnable: int = 0
     validated: Validated | None = None
     _began: float = 0.0
+    _buffers: list[Tensor] = field(default_factory=list)
 
     @property
     def done(self) -> bool:
@@ -193,20 +194,34 @@ class Run:
             self.at.loss_sum += loss * len(batch.rows)
             self.at.samples += len(batch.rows)
 
+    def keep_buffers(self) -> None:
+        """Remember what batch norms have seen, in case that the step comes to nothing."""
+        buffers = list(self.network.buffers())
+        if len(self._buffers) != len(buffers):
+            self._buffers = [buffer.clone() for buffer in buffers]
+        elif buffers:
+            torch._foreach_copy_(self._buffers, buffers)
+
     def meet_nonfinite(self, loss: float, gradient: float, batch: Batch) -> None:
-        """Decide what becomes of a step without a finite loss and gradient, which changed no weight.
+        """Decide what becomes of a step without a finite loss and gradient; it leaves the network unchanged.
 
         Raises:
-            NonFiniteLoss: it is not to be skipped, or too many were.
+            NonFiniteLoss: it is not to be skipped, or too many were; the state before it is saved.
         """
+        for buffer, before in zip(self.network.buffers(), self._buffers, strict=True):
+            buffer.copy_(before)
         self.at.skipped += 1
         samples = ", ".join(self.training.rows.iloc[list(batch.rows)][SAMPLE].astype(str))
-        where = f"epoch {self.at.epoch + 1}, step {self.at.step + 1}, samples {samples}"
+        where = (
+            f"epoch {self.at.epoch + 1}, step {self.at.step + 1}, learning rate {max(self.rates.rates):.3g}, "
+            f"samples {samples}"
+        )
         found = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's length is {gradient}"
         if not self.skip_nonfinite or self.at.skipped > MOST_SKIPPED:
+            self._save_marked("nonfinite")
             raise NonFiniteLoss(
                 f"{found} at {where}. Expected a number: look at these samples, or lower the learning rate. "
-                "train.on_nonfinite=skip passes over single steps. What was saved before stays."
+                "train.on_nonfinite=skip passes over single steps. The state before this step is saved."
             )
         _log.warning("%s at %s; the step is skipped", found, where)
 
@@ -215,6 +230,13 @@ class Run:
         self.manager.step(
             self.state, epoch=self.at.epoch, epoch_end=False, global_step=self.at.step, stage=self._stage
         )
+
+    def _save_marked(self, reason: str) -> None:
+        """Save now, as the latest and never as the best, with the reason in the header."""
+        self.manager.step(
+            self.state, epoch=self.at.epoch, epoch_end=False, global_step=self.at.step, stage=self._stage,
+            reason=reason,
+        )  # fmt: skip
 
     def end_epoch(self, validated: Validated) -> None:
         """Take down what the epoch brought, and save."""
