@@ -35,6 +35,16 @@ def contents(pipeline: Pipeline) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in kept}
 
 
+def named_in_outputs(pipeline: Pipeline, *names: str) -> list[Path]:
+    """Outputs with one of the names in them, but for the private table."""
+    outputs = (path for path in pipeline.places.data.rglob("*") if path.is_file())
+    return [
+        path
+        for path in outputs
+        if path != pipeline.places.identity and any(name.encode() in path.read_bytes() for name in names)
+    ]
+
+
 def test_missing_folder(pipeline: Pipeline, fails: Callable[..., str]) -> None:
     pipeline.sources({"kind": "nih_chestxray14", "root": "raw/nih"})
     said = fails("cohort")
@@ -59,6 +69,31 @@ def test_label_column_that_does_not_exist(pipeline: Pipeline, fails: Callable[..
     said = fails("cohort")
     assert "xray.csv: expected a column 'Mas'" in said
     assert "did you mean 'Mass'?" in said
+
+
+def test_reference_column_that_does_not_exist(pipeline: Pipeline, fails: Callable[..., str]) -> None:
+    pipeline.sources({**xray_table(pipeline.root / "raw", patients=1), "references": ["Mas"]})
+    said = fails("cohort")
+    assert "xray.csv: expected a column 'Mas'" in said
+    assert "did you mean 'Mass'?" in said
+
+
+@pytest.mark.parametrize("text", ["8 mm", "5,7", "inf"])
+def test_reference_that_is_no_number(pipeline: Pipeline, fails: Callable[..., str], text: str) -> None:
+    source = xray_table(pipeline.root / "raw", patients=2)
+    rows = [("Patient-000", "images/000_0.png", "5.5"), ("Patient-001", "images/001_0.png", text)]
+    write_csv(pipeline.root / "raw" / "xray.csv", ("patient_id", "path", "size"), rows)
+    pipeline.sources({**source, "labels": [], "references": ["size"]})
+    said = fails("cohort")
+    assert f"xray.csv, line 3: expected a number in column 'size', got {text!r}" in said
+
+
+def test_folder_without_any_dicom_image(pipeline: Pipeline, fails: Callable[..., str]) -> None:
+    root = ct_pipeline(pipeline)
+    for path in (root / "b").iterdir():
+        path.write_text("a note")
+    said = fails("cohort")
+    assert "line 3: b: the folder that the table lists holds no DICOM image that can be read" in said
 
 
 def test_image_that_is_listed_but_absent(pipeline: Pipeline, fails: Callable[..., str]) -> None:
@@ -99,11 +134,23 @@ def test_truncated_dicom(pipeline: Pipeline, fails: Callable[..., str]) -> None:
     path = root / "b" / "slice04.dcm"
     path.write_bytes(path.read_bytes()[:-200])
     said = fails("prepare", "ct")
-    assert "\n  b: " in said
+    assert "\n  b/slice04.dcm: the pixel data breaks off" in said
     assert "ct: 1 of 2 samples cannot be read" in said
     (row,) = pd.read_csv(pipeline.places.skipped("ct")).to_dict("records")
     assert row["sample_id"] == PUBLIC.sample("table", "ct", "b#8,8,5")
+    assert named_in_outputs(pipeline, "slice04", str(pipeline.root)) == []
     assert len(list(pipeline.places.arrays("ct").iterdir())) == 1
+
+
+def test_damaged_sequence_of_a_case(pipeline: Pipeline, fails: Callable[..., str]) -> None:
+    root = pipeline.root / "raw"
+    for case in ("A_1", "B_1"):
+        write_case(root, case)
+    (root / "B_1" / "B_1_t2.nii.gz").write_bytes(b"not an image")
+    pipeline.sources({"kind": "brats", "root": "raw", "public": True})
+    pipeline.cohort()
+    said = fails("prepare", "mri")
+    assert "\n  B_1/B_1_t2.nii.gz: expected DICOM, PNG, JPEG or NIfTI, got a text file" in said
 
 
 def test_ct_series_with_a_missing_slice(pipeline: Pipeline, fails: Callable[..., str]) -> None:
@@ -124,8 +171,9 @@ def test_nifti_with_another_grid_than_its_segmentation(pipeline: Pipeline, fails
     pipeline.sources({"kind": "brats", "root": "raw", "public": True})
     pipeline.cohort()
     said = fails("prepare", "mri")
-    assert "\n  B_1/B_1_t1.nii.gz: " in said
+    assert "\n  B_1/B_1_seg.nii.gz: the label map" in said
     assert "grid" in said
+    assert named_in_outputs(pipeline, "B_1", str(pipeline.root)) == []
     assert sorted(path.name[0] for path in pipeline.places.arrays("mri").iterdir()) == ["i", "i"]
 
 

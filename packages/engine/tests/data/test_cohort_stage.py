@@ -62,6 +62,24 @@ def test_patient_of_two_sources_with_one_namespace_is_one_patient(pipeline: Pipe
     assert made.patients.set_index("patient_id").loc[of_ct, "sex"] == "F"
 
 
+def test_references_are_columns_of_numbers_and_no_labels(pipeline: Pipeline) -> None:
+    raw = pipeline.root / "raw"
+    chest = {**xray_table(raw, patients=2), "name": "chest"}
+    write_series(raw / "scan")
+    write_csv(raw / "ct.csv", ("path", "patient_id", "size"), [("scan", "P", "7")])
+    lung = {"kind": "table", "name": "lung", "root": "raw", "modality": "ct", "csv": "ct.csv"}
+    pipeline.sources(chest, {**lung, "references": ["size"]})
+    pipeline.cohort()
+    samples = cohort.read(pipeline.places).set_index("modality")
+    assert list(samples.columns)[-2:] == ["label:Mass", "reference:size"]
+    assert samples["reference:size"].dtype == float
+    assert samples.loc["ct", "reference:size"] == 7
+    assert samples.loc["xray", "reference:size"].isna().all()
+    pipeline.prepare("xray")
+    assert "reference:size" not in pipeline.prepared("xray").rows().columns
+    assert counts.labels_of(cohort.read(pipeline.places), "ct") == []
+
+
 def test_same_sources_give_the_same_bytes(pipeline: Pipeline) -> None:
     two_modalities(pipeline)
     pipeline.cohort()

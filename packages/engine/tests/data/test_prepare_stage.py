@@ -255,6 +255,18 @@ def test_sequences_that_the_source_does_not_have_are_named(pipeline: Pipeline) -
         pipeline.prepare("mri", {**MR_VOLUME, "sequences": ["adc"]})
 
 
+def test_series_with_other_files_in_its_folder_is_prepared(pipeline: Pipeline) -> None:
+    root = pipeline.root / "raw"
+    write_series(root / "scan", slices=20)
+    (root / "scan" / "LICENSE").write_text("Free for research.")
+    (root / "ct.csv").write_text("path,x,y,z\nscan,8,8,5\n")
+    pipeline.sources(
+        {"kind": "table", "root": "raw", "modality": "ct", "csv": "ct.csv", "point_mm": ["x", "y", "z"]}
+    )
+    pipeline.cohort()
+    assert pipeline.prepare("ct").prepared == 1
+
+
 def test_nodules_of_one_series_become_patches_of_their_own(pipeline: Pipeline) -> None:
     root = pipeline.root / "raw"
     write_series(root / "scan", slices=20)

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from pipelines import MR_VOLUME, Pipeline
+from sklearn.metrics import roc_auc_score
 
 from radfuse.engine import split
 from radfuse.engine.errors import TooManySkipped
@@ -111,6 +113,17 @@ def test_lidc_nodules_are_read_as_a_table(
     split.check_disjoint({"ct": made.samples})
 
 
+def test_size_of_a_real_nodule_is_a_reference_that_ranks_malignancy(
+    pipeline: Pipeline, real_data: Path
+) -> None:
+    params = Path(__file__).parents[4] / "pipelines" / "real_samples" / "lidc_nodule_stacks" / "params.yaml"
+    (source,) = yaml.safe_load(params.read_text())["sources"]
+    pipeline.sources({**source, "root": str(real_data / "lidc_nodule_stacks")})
+    samples = pipeline.cohort().samples.dropna(subset=["label:malignant", "reference:diameter_mm"])
+    auc = roc_auc_score(samples["label:malignant"], samples["reference:diameter_mm"])
+    assert auc == pytest.approx(0.865, abs=5e-4)
+
+
 def first_nodules(pipeline: Pipeline, real_data: Path, number: int) -> dict[str, Any]:
     lidc = real_data / "lidc_nodule_cubes"
     rows = (lidc / "nodules.csv").read_text().splitlines()[: number + 1]
@@ -174,5 +187,5 @@ def test_real_dicom_file_that_was_cut_off_is_refused(pipeline: Pipeline, real_da
     path = sorted(folder.iterdir())[3]
     path.chmod(0o600)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(TooManySkipped, match=r"\n  series: "):
+    with pytest.raises(TooManySkipped, match=rf"\n  series/{path.name}: "):
         pipeline.prepare("ct")

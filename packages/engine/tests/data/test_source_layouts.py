@@ -252,6 +252,66 @@ def test_table_takes_from_the_dicom_header_what_it_has_no_column_for(tmp_path: P
     assert (about.age_years, about.sex, about.scanner_model) == (55, "F", "Toy Scanner")
 
 
+def series_with_papers(root: Path, patient: str) -> None:
+    """A series as an export program leaves it: with a licence, a preview and a table of contents."""
+    write_series(root, about={"PatientID": patient})
+    (root / "LICENSE").write_text("Free for research.")
+    (root / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    (root / "00_preview.PNG").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (root / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+
+
+def test_two_series_of_one_patient_stay_together_whatever_else_their_folders_hold(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        series_with_papers(tmp_path / name, "MRN-5")
+    found = records(table(tmp_path, ("path",), ("a",), ("b",), modality="ct"))
+    assert [one.patient for one in found] == ["MRN-5", "MRN-5"]
+    assert {one.attributes.scanner_model for one in found} == {"Toy Scanner"}
+    assert [len(one.files["image"]) for one in found] == [10, 10]
+
+
+def test_series_whose_first_slice_is_damaged_keeps_its_patient_and_the_slice(tmp_path: Path) -> None:
+    write_series(tmp_path / "a")
+    (tmp_path / "a" / "slice00.dcm").write_bytes(b"")
+    (one,) = records(table(tmp_path, ("path",), ("a",), modality="ct"))
+    assert one.patient == "MRN-77"
+    assert one.files["image"][0] == "a/slice00.dcm"
+
+
+def test_slices_without_ending_and_preamble_are_found(tmp_path: Path) -> None:
+    write_series(tmp_path / "a")
+    for path in (tmp_path / "a").iterdir():
+        path.with_suffix("").write_bytes(path.read_bytes()[132:])
+        path.unlink()
+    (tmp_path / "a" / "README").write_text("Free for research.")
+    (one,) = records(table(tmp_path, ("path",), ("a",), modality="ct"))
+    assert (one.patient, len(one.files["image"])) == ("MRN-77", 10)
+
+
+def test_folder_without_slices_is_left_out_with_its_reason(tmp_path: Path) -> None:
+    series_with_papers(tmp_path / "a", "MRN-5")
+    for path in (tmp_path / "a").glob("*.dcm"):
+        path.unlink()
+    (tmp_path / "b").mkdir()
+    found = list(table(tmp_path, ("path",), ("a",), ("b",), modality="ct").scan())
+    assert [one.reason for one in found if isinstance(one, LeftOut)] == 2 * [
+        "the folder that the table lists holds no DICOM image that can be read"
+    ]
+
+
+def test_table_carries_references_and_knows_what_is_empty(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        write_png(tmp_path / name)
+    rows = (("a.png", "P1", "5.75", "3"), ("b.png", "P2", "", "n/a"))
+    found = table(
+        tmp_path, ("path", "patient_id", "d", "x"), *rows, references={"diameter_mm": "d", "extra": "x"}
+    )
+    first, second = records(found)
+    assert first.references == {"diameter_mm": 5.75, "extra": 3}
+    assert all(map(math.isnan, second.references.values()))
+    assert first.labels == {}
+
+
 def test_table_reads_sequences_masks_and_their_classes(tmp_path: Path) -> None:
     write_case(tmp_path, "A", labels=(1, 4))
     paths = tuple(f"A/A_{name}.nii.gz" for name in ("t1", "t1ce", "t2", "flair", "seg"))

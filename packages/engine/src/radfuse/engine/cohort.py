@@ -16,7 +16,7 @@ from radfuse.engine.errors import SettingsError
 from radfuse.engine.places import Places, require
 from radfuse.engine.scanning import Kept, Lost, Scan, scan
 from radfuse.engine.table_bytes import csv_text, parquet
-from radfuse.engine.tables import DISEASE, LABEL, MODALITY, PATIENT, SAMPLE, SPLIT, STUDY
+from radfuse.engine.tables import DISEASE, LABEL, MODALITY, PATIENT, REFERENCE, SAMPLE, SPLIT, STUDY
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,6 +132,7 @@ def _samples(kept: Sequence[Kept], assigned: Mapping[str, str]) -> pd.DataFrame:
     import pandas as pd
 
     labels = list(dict.fromkeys(name for one in kept for name in one.record.labels))
+    references = list(dict.fromkeys(name for one in kept for name in one.record.references))
     rows = [
         {
             PATIENT: one.patient_id,
@@ -142,6 +143,7 @@ def _samples(kept: Sequence[Kept], assigned: Mapping[str, str]) -> pd.DataFrame:
             SPLIT: assigned[one.patient_id],
             **vars(one.record.attributes),
             **{LABEL + name: one.record.labels.get(name, math.nan) for name in labels},
+            **{REFERENCE + name: one.record.references.get(name, math.nan) for name in references},
         }
         for one in kept
     ]

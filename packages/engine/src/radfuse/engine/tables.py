@@ -16,6 +16,8 @@ SPLITS = ("train", "val", "calibration", "test")
 
 LABEL = "label:"
 """A sample's true label: 0, 1, or NaN where it is not known."""
+REFERENCE = "reference:"
+"""A sample's score that needs no model, such as the size of a nodule; NaN where it is not known."""
 DISEASE = "disease:"
 """A patient's true disease: 0, 1, or NaN."""
 LOGIT = "logit:"

@@ -10,7 +10,7 @@ import hashlib
 import io
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,10 +53,13 @@ class Skipped:
     Attributes:
         sample_id: pseudonym.
         reason: without names and paths.
+        path: the file, or the folder of a series, that is at fault, where that is known; for the terminal
+            alone.
     """
 
     sample_id: str
     reason: str
+    path: Path | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def _carry_out(job: Job, read: VolumeReader) -> Finished | Skipped:
     try:
         return _decode(job, read)
     except UnreadableImage as error:
-        return Skipped(job.sample_id, error.reason)
+        return Skipped(job.sample_id, error.reason, error.path)
 
 
 def _decode(job: Job, read: VolumeReader) -> Finished:

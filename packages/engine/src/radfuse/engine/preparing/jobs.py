@@ -33,8 +33,8 @@ def images_of(samples: pd.DataFrame, places: Places) -> dict[str, Images]:
     unknown = [name for name in samples[SAMPLE] if name not in table.index]
     if unknown:
         raise MissingStage(
-            f"{places.identity} does not know {len(unknown)} samples of the cohort, {unknown[0]} for one; "
-            "run `radfuse cohort` again on the machine with the data."
+            f"{places.relative(places.identity)} does not know {len(unknown)} samples of the cohort, "
+            f"{unknown[0]} for one; run `radfuse cohort` again on the machine with the data."
         )
     rows = table.loc[list(samples[SAMPLE])].to_dict("index")
     return {str(name): identity.images(places, cast(dict[str, Any], row)) for name, row in rows.items()}

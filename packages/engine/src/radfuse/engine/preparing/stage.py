@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
@@ -28,7 +29,7 @@ from radfuse.engine.preparing.journal import Journal
 from radfuse.engine.preparing.workers import carry_out_all, cores
 from radfuse.engine.progress import Mode, track
 from radfuse.engine.table_bytes import csv_text, parquet
-from radfuse.engine.tables import LABEL, MODALITY, SAMPLE, SPLIT, SPLITS, columns
+from radfuse.engine.tables import LABEL, MODALITY, REFERENCE, SAMPLE, SPLIT, SPLITS, columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +49,8 @@ class Result:
     Attributes:
         prepared: samples that have arrays.
         kept: of these, as many were there from before.
-        skipped: ``file: reason`` of each sample that could not be read, for the terminal alone.
+        skipped: ``file: reason`` of each sample that could not be read, with the file that is at fault, for
+            the terminal alone.
         digest: of the manifest.
     """
 
@@ -79,8 +81,9 @@ def prepare(modality: Modality, params: Params, places: Places, progress: Mode =
         _withdraw_manifest(places, modality.name)
         outcomes = _outcomes(jobs, journal, modality.name, params.prepare.workers or cores(), progress)
         finished = {one.sample_id: one for one in outcomes if isinstance(one, Finished)}
-        skipped = {one.sample_id: one.reason for one in outcomes if isinstance(one, Skipped)}
-        shown = [f"{_place(images[name])}: {reason}" for name, reason in sorted(skipped.items())]
+        unread = sorted((one for one in outcomes if isinstance(one, Skipped)), key=lambda one: one.sample_id)
+        skipped = {one.sample_id: one.reason for one in unread}
+        shown = [f"{_place(images[one.sample_id], one.path)}: {one.reason}" for one in unread]
         total = len(samples) + _write_skipped(skipped, modality.name, places)
         _refuse_too_many(
             modality.name, total - len(finished), total, shown, params.prepare.max_skipped_fraction
@@ -102,6 +105,8 @@ def _samples(modality: str, places: Places) -> pd.DataFrame:
         )
     known = counts.labels_of(table, modality)
     unused = [LABEL + name for name in columns(samples, LABEL) if name not in known]
+    # The evaluation takes them from the cohort; in the manifest a new one would start training again.
+    unused += [REFERENCE + name for name in columns(samples, REFERENCE)]
     return samples.drop(columns=unused).sort_values(SAMPLE).reset_index(drop=True)
 
 
@@ -112,7 +117,8 @@ def _alone(places: Places, modality: str) -> Iterator[None]:
             yield
     except Timeout:
         raise Busy(
-            f"another process prepares {modality} in {places.prepared(modality)}; wait for it, or end it."
+            f"another process prepares {modality} in {places.relative(places.prepared(modality))}; wait for "
+            "it, or end it."
         ) from None
 
 
@@ -223,7 +229,9 @@ def _tidy(places: Places, modality: str, finished: Mapping[str, Finished]) -> No
             durable.remove(path)
 
 
-def _place(images: Images) -> str:
-    """A sample's first file, relative to the source's root; of a series, its folder."""
+def _place(images: Images, at_fault: Path | None) -> str:
+    """The file at fault, relative to the source's root; else the sample's first, or its series' folder."""
+    if at_fault is not None and at_fault.is_relative_to(images.root):
+        return at_fault.relative_to(images.root).as_posix()
     names = next(iter(images.files.values()))
     return names[0] if len(names) == 1 else names[0].rpartition("/")[0]

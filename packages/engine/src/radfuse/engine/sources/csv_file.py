@@ -50,7 +50,7 @@ class Row:
         )
 
     def number(self, column: str) -> float:
-        """A number, or NaN for an empty field.
+        """A finite number, or NaN for an empty field.
 
         Raises:
             SourceError: it is something else.
@@ -59,11 +59,12 @@ class Row:
         if text.lower() in _UNKNOWN:
             return math.nan
         try:
-            return float(text)
+            value = float(text)
         except ValueError:
-            raise SourceError(
-                f"{self.place}: expected a number in column {column!r}, got {text!r}."
-            ) from None
+            value = math.nan
+        if not math.isfinite(value):
+            raise SourceError(f"{self.place}: expected a number in column {column!r}, got {text!r}.")
+        return value
 
     @property
     def place(self) -> str:

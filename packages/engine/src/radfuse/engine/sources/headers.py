@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from radfuse.engine.sources.source import Attributes
 
 _TAGS = (
     "PatientID", "StudyInstanceUID", "StudyDate", "PatientAge", "PatientBirthDate", "PatientSex",
-    "ViewPosition", "ManufacturerModelName",
+    "ViewPosition", "ManufacturerModelName", "Rows",
 )  # fmt: skip
 _DAYS_A_YEAR = 365.25
 
@@ -24,26 +23,43 @@ class Header:
     patient: PatientID (0010,0020), or empty.
     study: StudyInstanceUID (0020,000D), or empty.
     attributes: age, sex, view and scanner model, where the header has them.
+    image: whether it has Rows (0028,0010), as reports and directories have not.
     """
 
     patient: str
     study: str
     attributes: Attributes
+    image: bool
 
 
 def read_header(path: Path) -> Header | None:
     """The header of a DICOM file; None where it is none, or is damaged, which `prepare` will say in full."""
     import pydicom
 
+    from radfuse.serving.images.silence import silenced
+
+    if not is_dicom(path):
+        return None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
+        with silenced():
+            # A file without preamble was told from its first element, so it may be parsed by force.
+            dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS), force=True)
             return _header(dataset)
     # Damaged headers raise whatever the damaged bytes lead to: KeyError, struct.error, RecursionError and
     # more.
     except Exception:
         return None
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file begins as DICOM does, with or without preamble."""
+    from radfuse.serving.images.errors import UnreadableImage
+    from radfuse.serving.images.formats import Format, format_of
+
+    try:
+        return format_of(path) is Format.DICOM
+    except UnreadableImage:
+        return False
 
 
 def _header(dataset: Any) -> Header:
@@ -56,6 +72,7 @@ def _header(dataset: Any) -> Header:
             view=view(_text(dataset, "ViewPosition")),
             scanner_model=_text(dataset, "ManufacturerModelName"),
         ),
+        image=dataset.get("Rows") is not None,
     )
 
 

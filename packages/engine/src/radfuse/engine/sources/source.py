@@ -52,6 +52,7 @@ class Record:
         labels: 0, 1 or NaN by name.
         attributes: for subgroups.
         split: where the source itself says to put the patient: a split, or `DEVELOPMENT`.
+        references: scores that need no model, or NaN, by name; a model is compared with them.
     """
 
     patient: str
@@ -63,6 +64,7 @@ class Record:
     labels: Mapping[str, float] = field(default_factory=dict)
     attributes: Attributes = Attributes()
     split: str | None = None
+    references: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

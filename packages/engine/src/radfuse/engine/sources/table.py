@@ -1,7 +1,8 @@
 """A CSV of paths and labels: the source for a lab's own data.
 
 A path leads to a PNG, a DICOM file, a folder with the slices of a DICOM series, or a NIfTI file, below the
-source's root. What the CSV has no column for is taken from the DICOM header, where there is one.
+source's root. What the CSV has no column for is taken from the DICOM header, where there is one. Beside the
+slices a folder may hold files of other kinds.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from radfuse.engine.errors import SourceError, did_you_mean
 from radfuse.engine.sources import csv_file
 from radfuse.engine.sources.attributes import age_years, sex, view
 from radfuse.engine.sources.csv_file import Row, Table
-from radfuse.engine.sources.headers import Header, read_header
+from radfuse.engine.sources.headers import Header, is_dicom, read_header
 from radfuse.engine.sources.source import (
     DEVELOPMENT,
     Attributes,
@@ -33,7 +34,12 @@ from radfuse.engine.tables import SPLITS
 
 _log = logging.getLogger(__name__)
 _NOT_DICOM = (".png", ".jpg", ".jpeg", ".nii", ".nii.gz", ".nrrd", ".mha", ".npy")
+_SLICE = (".dcm", ".dicom", ".ima")
+"""Endings of files that are kept for slices even where they are damaged, so that `prepare` says so."""
+_CONTENTS = "DICOMDIR"
+"""The name of a medium's table of contents, which is DICOM and no image: PS3.10 section 8.6."""
 _ABSENT = "a file that the table lists is missing"
+_NO_SERIES = "the folder that the table lists holds no DICOM image that can be read"
 
 
 class TableSettings(SourceSettings):
@@ -49,7 +55,10 @@ class TableSettings(SourceSettings):
         mask: the column with the path of a segmentation.
         mask_classes: label in the segmentation's files to the name of its class: {1: core, 4: enhancing}.
         labels: columns with 0, 1 or nothing; {label: column} to name them otherwise.
-        diseases: the same for diseases of the patient.
+        references: columns with numbers that tell something without a model, such as a nodule's size;
+            the report compares the model with each on the same images. {reference: column} to name them
+            otherwise.
+        diseases: the same as labels, for diseases of the patient.
         point_mm: three columns with x, y, z of a nodule in patient coordinates, mm, LPS.
         split: a column with train, val, calibration, test, or development for any but test.
         patient_id: column; without one, PatientID of the DICOM header.
@@ -64,6 +73,7 @@ class TableSettings(SourceSettings):
     mask: str | None = None
     mask_classes: dict[int, str] = Field(default_factory=dict)
     labels: tuple[str, ...] | dict[str, str] = ()
+    references: tuple[str, ...] | dict[str, str] = ()
     diseases: tuple[str, ...] | dict[str, str] = ()
     point_mm: tuple[str, str, str] | None = None
     split: str | None = None
@@ -138,7 +148,7 @@ class TableSource(Source):
         options = self.settings
         table = csv_file.read(self.root, options.csv, self.name, delimiter=options.delimiter)
         table.require([*self._paths.values(), *(options.point_mm or ())])
-        for given in (options.labels, options.diseases):
+        for given in (options.labels, options.references, options.diseases):
             table.require(list(_by_name(given).values()))
         for option in ("split", "patient_id", "study_id", "age", "sex", "view", "site", "scanner_model"):
             column = getattr(options, option)
@@ -153,15 +163,14 @@ class TableSource(Source):
         return roles | ({"mask": self.settings.mask} if self.settings.mask else {})
 
     def _sample(self, row: Row) -> Record | LeftOut:
-        files, absent = self._files(row)
+        files, absent, reason = self._files(row)
         point = self._point(row)
         sample = self._sample_name(row)
         sample += "" if point is None else "#" + ",".join(f"{value:g}" for value in point)
         if absent:
-            path = row[self._paths[absent]]
-            reason = _ABSENT if path else f"the table has no path for {absent}"
+            where = f"{row.place}: {row[self._paths[absent]]}"
             patient = self._text(row, "patient_id")
-            return LeftOut(sample, self.settings.modality, reason, f"{row.place}: {path}", patient)
+            return LeftOut(sample, self.settings.modality, reason, where, patient)
         header = self._header(row)
         patient = self._patient(row, header)
         return Record(
@@ -174,17 +183,22 @@ class TableSource(Source):
             labels={name: row.label(column) for name, column in _by_name(self.settings.labels).items()},
             attributes=self._attributes(row, header),
             split=self._split(row),
+            references={
+                name: row.number(column) for name, column in _by_name(self.settings.references).items()
+            },
         )
 
-    def _files(self, row: Row) -> tuple[dict[str, tuple[str, ...]], str]:
-        """Files by role, and the first role that has none."""
+    def _files(self, row: Row) -> tuple[dict[str, tuple[str, ...]], str, str]:
+        """Files by role; the first role that has none, and why."""
         files: dict[str, tuple[str, ...]] = {}
         for role, column in self._paths.items():
+            if not row[column]:
+                return {}, role, f"the table has no path for {role}"
             path = self._path(row, column)
-            files[role] = _files_at(self.root, path) if row[column] else ()
-            if not files[role]:
-                return {}, role
-        return files, ""
+            files[role] = self._files_at(path)
+            if not files[role] or (len(files[role]) > 1 and self._header_at(path) is None):
+                return {}, role, _NO_SERIES if (self.root / path).is_dir() else _ABSENT
+        return files, "", ""
 
     def _sample_name(self, row: Row) -> str:
         return "|".join(row[column] for column in self._paths.values())
@@ -213,11 +227,32 @@ class TableSource(Source):
 
     def _header(self, row: Row) -> Header | None:
         """The DICOM header of a row's first image; None for what is no DICOM or does not open."""
-        path = self._path(row, next(iter(self._paths.values())))
-        if path.lower().endswith(_NOT_DICOM):
-            return None
-        files = _files_at(self.root, path)
-        return read_header(self.root / files[0]) if files else None
+        column = next(iter(self._paths.values()))
+        return self._header_at(self._path(row, column)) if row[column] else None
+
+    def _header_at(self, path: str) -> Header | None:
+        """The DICOM header of a file, or of the first image in a folder that has one."""
+        if path not in self._headers:
+            files = () if path.lower().endswith(_NOT_DICOM) else self._files_at(path)
+            found = (read_header(self.root / name) for name in files)
+            several = len(files) > 1
+            self._headers[path] = next((one for one in found if one and (one.image or not several)), None)
+        return self._headers[path]
+
+    def _files_at(self, path: str) -> tuple[str, ...]:
+        if path not in self._known:
+            self._known[path] = _files_at(self.root, path)
+        return self._known[path]
+
+    @cached_property
+    def _headers(self) -> dict[str, Header | None]:
+        """By path: a series is listed once for each nodule in it."""
+        return {}
+
+    @cached_property
+    def _known(self) -> dict[str, tuple[str, ...]]:
+        """Files by path, as `_headers`."""
+        return {}
 
     def _patient(self, row: Row, header: Header | None) -> str:
         column = self._column("patient_id")
@@ -267,11 +302,21 @@ def _by_name(given: tuple[str, ...] | dict[str, str]) -> dict[str, str]:
 
 
 def _files_at(root: Path, path: str) -> tuple[str, ...]:
-    """The file at a path, or the files of the folder there; nothing where there is neither."""
+    """The file at a path, or the slices in the folder there; nothing where there is neither.
+
+    A folder's only file may be of any kind.
+    """
     place = root / path
     if place.is_file():
         return (path,)
     if not place.is_dir():
         return ()
-    names = (item.name for item in place.iterdir() if item.is_file() and not item.name.startswith("."))
+    names = [item.name for item in place.iterdir() if item.is_file() and not item.name.startswith(".")]
+    if len(names) > 1:
+        names = [name for name in names if _is_slice(place / name)]
     return tuple(f"{path}/{name}" for name in sorted(names))
+
+
+def _is_slice(file: Path) -> bool:
+    """Whether a file may be a slice of a series, and no licence, table of contents or preview beside it."""
+    return file.name.lower().endswith(_SLICE) or (file.name != _CONTENTS and is_dicom(file))
