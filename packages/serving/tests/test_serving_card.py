@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from radfuse.serving.card import MAX_CARD_BYTES, Card, card_path
+from radfuse.serving.card import MAX_CARD_BYTES, Card, NoModel, card_path, no_model
 from radfuse.serving.errors import CardError
+from radfuse.serving.model import OnnxModel
 
 
 def segmentation(card_json):
@@ -44,6 +45,24 @@ def test_a_card_that_is_written_is_read_again(tmp_path, card_json, kind):
 
 def test_a_cards_place_is_beside_its_model(tmp_path):
     assert card_path(tmp_path / "xray_onnx.onnx") == tmp_path / "xray_onnx.json"
+
+
+def test_a_card_without_a_model_says_why_there_is_none(tmp_path):
+    (tmp_path / "ensemble_onnx.onnx").write_bytes(b"")
+    (tmp_path / "ensemble_onnx.json").write_text(json.dumps(no_model("3 of the 40 patients have two")))
+    expected = r"ensemble_onnx\.json: .*not applicable here: 3 of the 40 patients have two"
+    with pytest.raises(NoModel, match=expected):
+        OnnxModel(tmp_path / "ensemble_onnx.onnx")
+
+
+@pytest.mark.parametrize(
+    ("why", "expected"),
+    [("a\nb" + "c" * 5000, "a bccc"), (["a"], "gives no reason"), ("", "gives no reason")],
+)
+def test_the_reason_of_a_card_without_a_model_is_short_enough_for_a_message(why, expected):
+    with pytest.raises(NoModel, match=expected) as caught:
+        Card.from_json({"status": "not_applicable", "why": why})
+    assert len(str(caught.value)) < 700
 
 
 @pytest.mark.parametrize(

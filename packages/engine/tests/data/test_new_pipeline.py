@@ -57,6 +57,40 @@ def test_new_pipeline_of_every_kind_has_stages_for_its_modalities(
     open_sources(params.sources, tmp_path / "mine", params.origin)
 
 
+@pytest.mark.parametrize("kind", ["nih_chestxray14", "brats", "decathlon", "phantom"])
+def test_stages_follow_the_folder_of_the_images(
+    radfuse: Callable[..., Any], tmp_path: Path, kind: str
+) -> None:
+    radfuse("init", tmp_path / "mine", "--source", kind, "--root", "../images")
+    stages = yaml.safe_load((tmp_path / "mine" / "dvc.yaml").read_text())["stages"]
+    reading = {name: stage for name, stage in stages.items() if name.startswith(("cohort", "prepare"))}
+    assert len(reading) == 1 + len(scaffold.MODALITIES_OF[kind])
+    assert all("../images" in stage["deps"] for stage in reading.values())
+    assert ("../images/ceilings.json" in stages["evaluate"]["deps"]) == (kind == "phantom")
+    assert "under their old names" not in (tmp_path / "mine" / "README.md").read_text()
+
+
+def test_stages_of_tables_follow_the_tables_and_the_readme_says_what_they_do_not(
+    radfuse: Callable[..., Any], tmp_path: Path
+) -> None:
+    radfuse("init", tmp_path / "mine", "--modality", "xray", "--modality", "ct")
+    stages = yaml.safe_load((tmp_path / "mine" / "dvc.yaml").read_text())["stages"]
+    for name in ("cohort", "prepare_xray", "prepare_ct"):
+        assert {"data/raw/xray.csv", "data/raw/ct.csv"} <= set(stages[name]["deps"])
+        assert "data/raw" not in stages[name]["deps"]
+    assert "sources" in stages["evaluate"]["params"]
+    assert "under their old names" in (tmp_path / "mine" / "README.md").read_text()
+
+
+def test_the_exports_of_the_ensemble_are_outputs_of_every_new_pipeline(
+    radfuse: Callable[..., Any], tmp_path: Path
+) -> None:
+    radfuse("init", tmp_path / "mine", "--source", "brats", "--root", tmp_path)
+    stages = yaml.safe_load((tmp_path / "mine" / "dvc.yaml").read_text())["stages"]
+    names = ("onnx.onnx", "onnx.json", "traced.pt", "traced.json")
+    assert {f"saved_models/exports/ensemble_{name}" for name in names} <= set(stages["export"]["outs"])
+
+
 def test_tables_of_several_modalities_share_their_patients(
     radfuse: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -12,9 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from radfuse.engine import cohort
 from radfuse.engine.cli import run
-from radfuse.engine.evaluation import classification
 from radfuse.engine.keys import PUBLIC
-from radfuse.engine.tables import REFERENCE
 
 SPLITS = ("train", "val", "calibration", "test")
 
@@ -53,10 +51,6 @@ def write_predictions_of_a_model(pipeline: Pipeline) -> pd.DataFrame:
     write_model(pipeline.places, "ct")
     write_predictions(pipeline.places, "ct", rows, cohort.read_stamp(pipeline.places)["digest"])
     return rows
-
-
-def test_prefix_is_the_one_that_the_evaluation_looks_for() -> None:
-    assert REFERENCE == classification.REFERENCE
 
 
 def test_number_of_the_csv_stands_beside_the_model_on_the_same_test_patients(

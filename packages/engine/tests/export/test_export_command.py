@@ -16,13 +16,15 @@ import torch
 import ckptcore
 from radfuse.engine import predictions
 from radfuse.engine.cli import run
+from radfuse.engine.export.cards import UntrustedExport
 from radfuse.engine.export.torchscript import load_torchscript
 from radfuse.engine.prepared import Prepared
-from radfuse.serving import Card, FeaturePredictor, Predictor
+from radfuse.serving import Card, CardError, FeaturePredictor, Predictor
 from radfuse.serving.preprocess import to_input
 
 TOY = Path(__file__).parent / "toy"
 FILM = ["film_onnx.json", "film_onnx.onnx", "film_torchscript.json", "film_torchscript.pt"]
+FUSION = ["fusion_onnx.json", "fusion_onnx.onnx", "fusion_traced.json", "fusion_traced.pt"]
 SCAN = ["scan_onnx.json", "scan_onnx.onnx", "scan_torchscript.json", "scan_torchscript.pt"]
 
 Export = Callable[..., tuple[int, str, str]]
@@ -99,8 +101,7 @@ def calibrated(pipeline, names: list[str]) -> np.ndarray:
 
 
 def test_row_4_9_everything_trained_is_exported_in_both_formats(exported) -> None:
-    fusion = ["fusion_onnx.json", "fusion_onnx.onnx", "fusion_traced.json", "fusion_traced.pt"]
-    assert files(exported) == sorted([*FILM, *SCAN, *fusion])
+    assert files(exported) == sorted([*FILM, *SCAN, *FUSION])
 
 
 def test_row_4_9_exports_answer_what_the_prediction_table_says(exported) -> None:
@@ -190,15 +191,60 @@ def test_unknown_name_is_wrong_usage_and_names_the_nearest(export: Export) -> No
     assert code == 2 and "did you mean 'film'?" in err
 
 
-def test_model_that_is_not_applicable_is_left_out_with_the_reason(export: Export, pipeline) -> None:
+def make_not_applicable(pipeline) -> None:
     (pipeline.places.root / "fusion.txt").write_text("none")
     folder = pipeline.places.saved_models("fusion")
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     told = {"status": "not_applicable", "why": "No patient has two modalities."}
     (folder / "weighted_average.json").write_text(json.dumps(told))
+
+
+def test_model_that_is_not_applicable_leaves_empty_files_whose_cards_say_why(
+    export: Export, pipeline
+) -> None:
+    make_not_applicable(pipeline)
     code, _, err = export("fusion")
-    assert code == 0 and files(pipeline) == []
+    assert code == 0 and files(pipeline) == FUSION
     assert "fusion: not exported, as it is not applicable here. No patient has two modalities." in err
+    folder = pipeline.places.exports
+    for name in FUSION:
+        if name.endswith(".json"):
+            told = json.loads((folder / name).read_text())
+            assert (told["status"], told["why"]) == ("not_applicable", "No patient has two modalities.")
+        else:
+            assert (folder / name).stat().st_size == 0
+    with pytest.raises(CardError, match="not applicable here: No patient has two modalities"):
+        FeaturePredictor(folder / "fusion_onnx.onnx")
+    with pytest.raises(UntrustedExport, match="not applicable here: No patient has two modalities"):
+        load_torchscript(folder / "fusion_traced.pt")
+    assert run(["predict", "--model", str(folder / "fusion_onnx.onnx"), "any.png"]) == 1
+
+
+def test_real_model_and_the_lack_of_one_replace_each_other(export: Export, pipeline) -> None:
+    folder = pipeline.places.exports
+    assert export("fusion")[0] == 0
+    before = (folder / "fusion_onnx.onnx").read_bytes()
+    make_not_applicable(pipeline)
+    assert export("fusion")[0] == 0
+    assert {path.stat().st_size for path in folder.iterdir() if path.suffix != ".json"} == {0}
+    (pipeline.places.root / "fusion.txt").write_text("ready")
+    assert export("fusion")[0] == 0
+    assert (folder / "fusion_onnx.onnx").read_bytes() == before
+    assert FeaturePredictor(folder / "fusion_onnx.onnx").predict({"film:Mass": 0.3}).probabilities
+    assert load_torchscript(folder / "fusion_traced.pt") is not None
+
+
+def test_export_of_a_modality_by_name_writes_nothing_of_other_models(export: Export, pipeline) -> None:
+    make_not_applicable(pipeline)
+    assert export("film", "--set", "export.formats=[torchscript]")[0] == 0
+    assert files(pipeline) == FILM[2:]
+
+
+def test_more_samples_than_there_are_is_said_and_all_of_them_are_taken(export: Export, pipeline) -> None:
+    code, _, err = export("film", "--set", "export.samples=500", "--set", "export.formats=[torchscript]")
+    assert code == 0
+    assert "film: tried on 24 samples and not on 500, as export.samples asks" in " ".join(err.split())
+    assert Card.read(pipeline.places.exports / "film_torchscript.json").parity["samples"] == 24
 
 
 def test_model_that_was_never_made_is_left_out_unless_asked_for(export: Export, pipeline) -> None:

@@ -35,15 +35,16 @@ def test_samples_are_the_prepared_arrays_as_the_graph_takes_them(tmp_path: Path)
     assert [float(sample.max()) for sample in found] == [0.0, 1.0]
 
 
-def test_samples_of_the_test_split_are_never_taken(tmp_path: Path) -> None:
+def test_samples_that_no_table_has_and_those_of_the_test_split_are_never_taken(tmp_path: Path) -> None:
     arrays = {"train": [filled(10)], "val": [filled(20)], "calibration": [filled(30)], "test": [filled(40)]}
     prepared = prepared_folder(tmp_path, "xray", RADIOGRAPH, arrays, {})
     found = real_samples(prepared, sample_names(prepared, 9), None, None)
-    assert [round(float(sample.max()) * 255) for sample in found] == [20, 30, 10]
+    assert [round(float(sample.max()) * 255) for sample in found] == [20, 30]
 
 
-def test_nothing_but_test_samples_is_an_error(tmp_path: Path) -> None:
-    prepared = prepared_folder(tmp_path, "xray", RADIOGRAPH, {"test": [filled(1)]}, {})
+def test_nothing_but_train_and_test_samples_is_an_error(tmp_path: Path) -> None:
+    arrays = {"train": [filled(2)], "test": [filled(1)]}
+    prepared = prepared_folder(tmp_path, "xray", RADIOGRAPH, arrays, {})
     with pytest.raises(MissingStage, match="radfuse prepare xray"):
         sample_names(prepared, 1)
 

@@ -71,7 +71,8 @@ class SplitSettings(Settings):
     Attributes:
         seed: another one deals all patients anew.
         fractions: shares of the splits.
-        lock: a CSV (patient_id, split) that fixes the split of the patients in it, relative to params.yaml.
+        lock: a CSV (patient_id, split) that fixes the split of the patients in it, relative to params.yaml;
+            list it among the deps of dvc.yaml's stage cohort, so that its content is followed.
         minimum_patients: fewer are an error.
         minimum_positives: fewest patients with a label, in each split; 0 for no check.
     """
@@ -163,7 +164,8 @@ class ExportSettings(Settings):
     """What is exported, and how exactly it must answer.
 
     Attributes:
-        formats: ``onnx`` first; it is what `radfuse.serving` loads.
+        formats: ``onnx`` first; it is what `radfuse.serving` loads. A format that is left out is to be taken
+            out of the outs of dvc.yaml's stage export, too, as nobody writes it.
         tolerance: largest difference from the checkpoint's own output.
         samples: prepared samples that the difference is measured on.
     """

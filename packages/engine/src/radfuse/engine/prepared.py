@@ -37,9 +37,9 @@ class Prepared:
     def rows(self) -> pd.DataFrame:
         """One row a sample, sorted by sample id.
 
-        The columns are those of the cohort, then ``sha256`` and ``mask_sha256`` of the files ("" for none)
-        and, for volumes, ``spacing_mm_d``, ``spacing_mm_h``, ``spacing_mm_w`` of the prepared array (NaN
-        otherwise).
+        The columns are those of the cohort, but for references, then ``sha256`` and ``mask_sha256`` of the
+        files ("" for none) and, for volumes, ``spacing_mm_d``, ``spacing_mm_h``, ``spacing_mm_w`` of the
+        prepared array (NaN otherwise).
 
         Raises:
             MissingStage: the modality has not been prepared.

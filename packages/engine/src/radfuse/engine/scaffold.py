@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoints, entry_points
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,11 @@ from radfuse.engine.blocks import (
     SplitSettings,
     TrainBlock,
 )
+from radfuse.engine.ceilings import FILE as CEILINGS
 from radfuse.engine.commented import block
 from radfuse.engine.errors import RadfuseError
 from radfuse.engine.modality import Modality
+from radfuse.engine.task_settings import SegmentationSettings
 
 FILES = {
     "params.yaml": "params.yaml.j2",
@@ -100,26 +102,35 @@ def _columns(modality: Modality) -> dict[str, Any]:
 def dvc_yaml(
     modalities: Sequence[Modality],
     folder: Path,
-    cohort_deps: Sequence[str] = (),
+    source_deps: Sequence[str] = (),
     phantom: bool = False,
     push: bool = False,
+    ceilings: Sequence[str] = (),
 ) -> str:
     """The stages of a pipeline.
 
     Args:
         modalities: that it has.
         folder: that it lies in.
-        cohort_deps: files and folders whose change makes the cohort anew.
+        source_deps: files and folders whose change makes the cohort and the arrays anew.
         phantom: begin with making the phantom.
         push: let ``dvc push`` send tables with rows about patients.
+        ceilings: files with the ceilings that the report shows; those of the phantom are known.
     """
+    if phantom:
+        ceilings = [f"{root}/{CEILINGS}" for root in source_deps]
     return _render(
         "dvc.yaml.j2",
         {
             "modalities": modalities,
             "code": code_deps(folder, modalities),
-            "cohort_deps": cohort_deps,
+            "source_deps": source_deps,
+            "ceilings": ceilings,
             "phantom": phantom,
+            "ensemble": bool(_ensemble_commands()),
+            "segmenting": {
+                one.name for one in modalities if issubclass(one.train_settings, SegmentationSettings)
+            },
             "push": "true" if push else "false",
         },
     )
@@ -134,11 +145,10 @@ def code_deps(folder: Path, modalities: Sequence[Modality]) -> dict[str, list[st
     Returns:
         By ``prepare``, ``ensemble`` and the names of modalities.
     """
-    commands = entry_points(group="radfuse.commands", name="ensemble")
     wanted = {
         "prepare": code.READING,
         **{one.name: code.of_training(one) for one in modalities},
-        "ensemble": tuple(code.package_of(command.module) for command in commands),
+        "ensemble": tuple(code.package_of(command.module) for command in _ensemble_commands()),
     }
     home, top = folder.resolve(), _checkout(folder.resolve())
     found: dict[str, list[str]] = {}
@@ -147,6 +157,11 @@ def code_deps(folder: Path, modalities: Sequence[Modality]) -> dict[str, list[st
         ours = [path for path in places if top in path.parents and "site-packages" not in path.parts]
         found[stage] = [Path(os.path.relpath(path, home)).as_posix() for path in ours]
     return found
+
+
+def _ensemble_commands() -> EntryPoints:
+    """The command of the ensemble's package; none where it is not installed, and so has no stage."""
+    return entry_points(group="radfuse.commands", name="ensemble")
 
 
 def _checkout(folder: Path) -> Path:
@@ -175,9 +190,11 @@ def write(folder: Path, sources: Sequence[Mapping[str, Any]], modalities: Sequen
         )
     durable.make_folder(folder)
     tables = [f"{source['root']}/{source['csv']}" for source in sources if "csv" in source]
+    roots = [str(source["root"]) for source in sources]
+    ceilings = [f"{source['root']}/{CEILINGS}" for source in sources if source["kind"] == "phantom"]
     texts = {
         "params.yaml": _render("params.yaml.j2", _blocks(sources, modalities)),
-        "dvc.yaml": dvc_yaml(modalities, folder, tables or [str(source["root"]) for source in sources]),
+        "dvc.yaml": dvc_yaml(modalities, folder, tables or roots, ceilings=ceilings),
         ".gitignore": _render("gitignore.j2", {}),
         "README.md": _render(
             "README.md.j2",

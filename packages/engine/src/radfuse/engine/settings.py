@@ -54,7 +54,8 @@ class TrainSettings(Settings):
         ema_decay: average the weights over time, and validate and keep the average; 0 for none.
         clip_gradient: longest gradient of a step; 0 for no limit.
         augment: change training images at random.
-        weights: a local file with weights to begin from; None for random ones.
+        weights: a local file with weights to begin from; None for random ones. List it among the deps of
+            dvc.yaml's training stage, so that its content is followed.
         continue_from: a checkpoint of ours to go on from, recorded as the parent.
         keep_last: periodic checkpoints that stay.
         save_every: epochs between them.

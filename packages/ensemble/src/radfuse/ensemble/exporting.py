@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from radfuse.ensemble.answering import Loaded
 
 _MOST_SAMPLES = 16
+_SPLITS = ("val", "calibration")
+"""Whose patients the export is tried on; those of `test` are for `radfuse evaluate` alone."""
 
 
 class Exportable(NamedTuple):
@@ -26,7 +28,7 @@ class Exportable(NamedTuple):
 
     Attributes:
         module: in evaluation mode, float32, on the CPU.
-        example: (B, features) with B of 2 or more: patients of the test split, their features alone.
+        example: (B, features) with B of 2 or more: patients of `val` and `calibration`, their features alone.
         card: fields of the export's card that only the ensemble knows: modality, name, version, model_digest,
             split_digest, task, labels, inputs, preprocessing, thresholds.
     """
@@ -63,20 +65,19 @@ def ensemble(places: Places) -> Exportable | None:
 
 
 def _examples(outputs: Any, tables: Mapping[str, Any]) -> Tensor:
-    """Some test patients, so chosen that every set of modalities among them is met."""
+    """Some patients of `val` and `calibration`, so chosen that every set of modalities among them is met."""
     import numpy as np
     import torch
 
     from radfuse.engine.tables import PATIENT, SPLIT
 
-    tested = {
+    taken = {
         str(patient)
         for table in tables.values()
-        for patient in table.frame.loc[table.frame[SPLIT] == "test", PATIENT]
+        for patient in table.frame.loc[table.frame[SPLIT].isin(_SPLITS), PATIENT]
     }
-    among = [at for at, patient in enumerate(outputs.patients) if patient in tested]
-    if len(among) < 2:
-        among = list(range(len(outputs.patients)))
+    # The ensemble was fitted on such patients, so there are many.
+    among = [at for at, patient in enumerate(outputs.patients) if patient in taken]
     _, first = np.unique(outputs.mask[among], axis=0, return_index=True)
     order = [*first.tolist(), *(at for at in range(len(among)) if at not in set(first.tolist()))]
     chosen = outputs.rows(np.array(among)[order[:_MOST_SAMPLES]])

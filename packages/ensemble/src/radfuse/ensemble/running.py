@@ -9,14 +9,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ckptcore.signals import TrainingInterrupted
 from radfuse.engine import agreement, code
 from radfuse.engine.agreement import ENSEMBLE
 from radfuse.engine.evaluation.results import WEIGHTS
+from radfuse.engine.pictures import learning_curves
+from radfuse.engine.recording import PICTURES
 from radfuse.engine.tracking import Tracker, flat
 from radfuse.engine.workfolder import key_of
 from radfuse.ensemble import artefacts
 from radfuse.ensemble.fitting import Ensemble, fit
 from radfuse.ensemble.material import Material, NotApplicable, gather
+from radfuse.ensemble.pictures import weights_picture
 from radfuse.ensemble.settings import EnsembleSettings, Recipe
 
 if TYPE_CHECKING:
@@ -54,11 +58,15 @@ def run(params: Params, places: Places) -> str:
     tracker.begin(flat(recipe.model_dump(mode="json")), {"split_digest": _split(tables)})
     try:
         found = fit(material, recipe, places.work(ENSEMBLE) / key, key)
-    except BaseException:
+        digest = artefacts.write(places, tables, material, found, recipe, key)
+        _tell(tracker, places, material, found, digest, key)
+    except (KeyboardInterrupt, TrainingInterrupted):
+        # It goes on where it was when the stage is run again, and so does its run.
         tracker.end("KILLED")
         raise
-    digest = artefacts.write(places, tables, material, found, recipe, key)
-    _tell(tracker, places, found, digest)
+    except BaseException:
+        tracker.end("FAILED")
+        raise
     prune(places, key)
     return _sentence(material, found)
 
@@ -108,13 +116,25 @@ def _digest(material: Material) -> str:
     return found.hexdigest()
 
 
-def _tell(tracker: Tracker, places: Places, found: Ensemble, digest: str) -> None:
+def _tell(
+    tracker: Tracker, places: Places, material: Material, found: Ensemble, digest: str, key: str
+) -> None:
     history = found.trained.history
     tracker.log_epochs(history, len(history["train_loss"]))
     tracker.tag({"model_digest": digest, "reported": found.reported, "best_single": found.best_single})
     for name in (WEIGHTS, artefacts.HISTORY):
         tracker.log_file(places.saved_models(ENSEMBLE) / name, "ensemble")
+    for picture in _draw(places.work(ENSEMBLE) / key / PICTURES, material, found):
+        tracker.log_file(picture, PICTURES)
     tracker.end("FINISHED")
+
+
+def _draw(folder: Path, material: Material, found: Ensemble) -> list[Path]:
+    """The meta-learner's learning curves, and the weights of the average."""
+    curves, weights = folder / "learning_curves.png", folder / "weights.png"
+    learning_curves(curves, found.trained.history, "val_auc", "Meta-learner")
+    weights_picture(weights, found.stack.weights, material.outputs.modalities, material.diseases)
+    return [curves, weights]
 
 
 def _split(tables: Mapping[str, agreement.Table]) -> str:

@@ -16,10 +16,17 @@ from radfuse.serving.errors import CardError
 FORMAT = 1
 MAX_CARD_BYTES = 1 << 20
 """Real cards have a few kilobytes."""
+_LONGEST_REASON = 500
 CLASSIFICATION, SEGMENTATION, FEATURES = "classification", "segmentation", "features"
 TASKS = (CLASSIFICATION, SEGMENTATION, FEATURES)
+NOT_APPLICABLE = "not_applicable"
+"""``status`` on a card without a model: the pipeline has none of the kind, and ``why`` says the reason."""
 AVAILABLE = "available:"
 """Begins the feature that says with 1 or 0 whether a modality's others are there: ``available:xray``."""
+
+
+class NoModel(CardError):
+    """The card says that there is no model to describe, and why; the file beside it is empty."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +98,13 @@ class Card:
         """A card from what JSON gave.
 
         Raises:
+            NoModel: it says that there is no model.
             CardError: it is of another format, has unknown or missing fields, or one that makes no sense.
         """
         if not isinstance(data, dict):
             raise CardError(f"expected a card as a JSON object, got {_shown(data)}")
+        if data.get("status") == NOT_APPLICABLE:
+            raise NoModel(f"there is no such model, as it is not applicable here: {_reason(data.get('why'))}")
         if data.get("format") != FORMAT:
             raise CardError(
                 f"expected a card of format {FORMAT}, got {_shown(data.get('format'))}; update "
@@ -114,6 +124,7 @@ class Card:
         """Read a card.
 
         Raises:
+            NoModel: it says that there is no model.
             CardError: the file is missing, too large, no JSON, or no card.
         """
         path = Path(path)
@@ -129,12 +140,17 @@ class Card:
         try:
             return cls.from_json(data)
         except CardError as error:
-            raise CardError(f"{path.name}: {error}") from error
+            raise type(error)(f"{path.name}: {error}") from error
 
     def write(self, path: str | Path) -> None:
         """Write the card as JSON."""
         text = json.dumps(self.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
         Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def no_model(why: str) -> dict[str, Any]:
+    """What stands on a card where there is no model, and why."""
+    return {"format": FORMAT, "status": NOT_APPLICABLE, "why": why}
 
 
 def card_path(model: str | Path) -> Path:
@@ -178,6 +194,12 @@ def _shown(value: Any) -> str:
     """A value short enough for a message."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _reason(why: Any) -> str:
+    """What a card gives as a reason, short enough for a message and in one line."""
+    text = " ".join(why.split()) if isinstance(why, str) else ""
+    return text[:_LONGEST_REASON] or "the card gives no reason"
 
 
 def _no_constant(name: str) -> float:

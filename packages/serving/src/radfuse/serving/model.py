@@ -28,6 +28,7 @@ class OnnxModel:
         threads: that one run uses; 0 for as many as there are cores.
 
     Raises:
+        NoModel: the card says that there is no model, and why.
         CardError: the card is missing or none.
         ModelError: the file is missing, is not the one on the card, or onnxruntime does not take it.
     """

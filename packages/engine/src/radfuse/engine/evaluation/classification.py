@@ -10,7 +10,7 @@ import numpy as np
 
 from radfuse.engine import metrics, weighted
 from radfuse.engine.evaluation.shared import ECE, Resampling, by_groups, floats, interval
-from radfuse.engine.tables import CALIBRATED, LABEL, PATIENT, PROBABILITY, columns
+from radfuse.engine.tables import CALIBRATED, LABEL, PATIENT, PROBABILITY, REFERENCE, columns
 from radfuse.engine.training.pooling import Pooling, pool_labels, pool_scores
 from radfuse.engine.training.thresholds import best_threshold
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 POOLINGS: tuple[Pooling, ...] = ("mean", "max", "noisy_or")
 FIGURES = ("auroc", "average_precision", "f1", "sensitivity", "specificity", "brier", "ece")
-REFERENCE = "reference:"
-"""Prefix of cohort columns with a score that needs no model, such as the size of a nodule."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +184,8 @@ def _references(
     found: dict[str, Any] = {}
     for name in columns(rows, REFERENCE):
         score = floats(rows, REFERENCE + name)
+        if not np.isfinite(score).any():
+            continue  # It is told of another modality's images.
         for label in labels:
             # Where the reference is not known, neither is judged.
             truth = np.where(np.isfinite(score), floats(rows, LABEL + label), np.nan)

@@ -15,6 +15,7 @@ from radfuse.engine import metrics
 from radfuse.engine.evaluation.shared import floats
 from radfuse.engine.subgroups import FEWEST_PATIENTS
 from radfuse.engine.tables import CALIBRATED, DICE, LABEL, columns
+from radfuse.engine.tracking import FINISHED_AT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _PLACES = 101
 FALSE_POSITIVES = "false_positive_rate"
+QUANTILE = "quantile"
 MEAN = "mean"
 
 
@@ -83,11 +85,11 @@ def dice_table(rows: pd.DataFrame) -> pd.DataFrame:
 
     at = np.linspace(0, 1, 21)
     regions = {name: _quantiles(floats(rows, DICE + name), at) for name in columns(rows, DICE)}
-    return pd.DataFrame({"quantile": at, **regions}).round(6)
+    return pd.DataFrame({QUANTILE: at, **regions}).round(6)
 
 
 def ensemble_table(report: Mapping[str, Any]) -> pd.DataFrame:
-    """Mean AUROC of each method with its interval and ceiling.
+    """Mean AUROC of each method with its interval and ceiling; no row where there is no ensemble.
 
     Args:
         report: what `ensemble_report` found.
@@ -96,9 +98,22 @@ def ensemble_table(report: Mapping[str, Any]) -> pd.DataFrame:
 
     rows = [
         {"method": method, **_flat(one["auroc"]), "ceiling": one["ceiling"]}
-        for method, one in report["mean"].items()
+        for method, one in report.get("mean", {}).items()
     ]
-    return pd.DataFrame(rows).round(6)
+    return pd.DataFrame(rows, columns=["method", "mean_auroc", "low", "high", "ceiling"]).round(6)
+
+
+def training_table(history: Mapping[str, Sequence[float | None]]) -> pd.DataFrame:
+    """What every epoch of a training measured, epochs counted from 1 as in the names of checkpoints.
+
+    Args:
+        history: values by metric, one for each epoch.
+    """
+    import pandas as pd
+
+    measured = {name: values for name, values in history.items() if name != FINISHED_AT}
+    epochs = max(map(len, measured.values()), default=0)
+    return pd.DataFrame({"epoch": range(1, epochs + 1), **measured})
 
 
 def _flat(interval: Mapping[str, Any]) -> dict[str, Any]:

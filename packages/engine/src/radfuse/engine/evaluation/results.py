@@ -14,12 +14,12 @@ from radfuse.engine import agreement, calibration, ceilings, predictions
 from radfuse.engine.agreement import ENSEMBLE, Table
 from radfuse.engine.bootstrap import Bootstrap
 from radfuse.engine.errors import MissingStage, StaleError
-from radfuse.engine.evaluation.classification import REFERENCE, classification_report
+from radfuse.engine.evaluation.classification import classification_report
 from radfuse.engine.evaluation.ensemble import ensemble_report, not_applicable
 from radfuse.engine.evaluation.segmentation import segmentation_report
 from radfuse.engine.evaluation.shared import Resampling
 from radfuse.engine.places import require
-from radfuse.engine.tables import PATIENT, SAMPLE, SPLIT
+from radfuse.engine.tables import PATIENT, REFERENCE, SAMPLE, SPLIT
 
 if TYPE_CHECKING:
     import pandas as pd

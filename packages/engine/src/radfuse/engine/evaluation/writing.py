@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptcore import durable
-from radfuse.engine.agreement import ENSEMBLE
+from radfuse.engine.agreement import ENSEMBLE, read_json
 from radfuse.engine.evaluation import curves, figures
 from radfuse.engine.evaluation.summary import method_name, metrics
 from radfuse.engine.tables import DICE, columns
@@ -19,9 +20,15 @@ if TYPE_CHECKING:
     from radfuse.engine.evaluation.results import Results
     from radfuse.engine.places import Places
 
+HISTORY = "training_history.json"
+"""What a training publishes beside its best checkpoint."""
+
 
 def write_results(places: Places, results: Results) -> dict[str, list[Path]]:
     """Write everything but the report's page.
+
+    The plots that dvc.yaml names are written whatever there is to show, if need be without a row: DVC has no
+    plots of which a part may be missing.
 
     Returns:
         The figures of each modality, and of ``ensemble``.
@@ -30,11 +37,13 @@ def write_results(places: Places, results: Results) -> dict[str, list[Path]]:
     drawn = {}
     for name, report in results.modalities.items():
         _write_json(places.report(name), report)
+        _training(places, name)
         segments = report["task"] == "segmentation"
         draw = _segmentation if segments else _classification
         drawn[name] = draw(places, name, report, results.tables[name])
     if results.ensemble is not None:
         _write_json(places.report(ENSEMBLE), results.ensemble)
+        _write_csv(places.plots / "ensemble.csv", curves.ensemble_table(results.ensemble))
         if results.ensemble["status"] == "fitted":
             drawn[ENSEMBLE] = _ensemble(places, results.ensemble)
     return drawn
@@ -43,6 +52,7 @@ def write_results(places: Places, results: Results) -> dict[str, list[Path]]:
 def _classification(places: Places, name: str, report: Mapping[str, Any], rows: pd.DataFrame) -> list[Path]:
     roc, calibration = curves.roc_table(rows), curves.calibration_table(rows)
     _write_csv(places.plots / f"{name}_roc.csv", roc)
+    _write_curves(places.plots / f"{name}_roc", roc, curves.FALSE_POSITIVES, "sensitivity")
     _write_csv(places.plots / f"{name}_calibration.csv", calibration)
     paths = [places.figures / f"{name}_roc.png", places.figures / f"{name}_reliability.png"]
     figures.roc_figure(paths[0], roc, report, f"{name}: ROC, test patients")
@@ -51,18 +61,57 @@ def _classification(places: Places, name: str, report: Mapping[str, Any], rows: 
 
 
 def _segmentation(places: Places, name: str, report: Mapping[str, Any], rows: pd.DataFrame) -> list[Path]:
-    _write_csv(places.plots / f"{name}_dice.csv", curves.dice_table(rows))
+    table = curves.dice_table(rows)
+    _write_csv(places.plots / f"{name}_dice.csv", table)
+    _write_curves(places.plots / f"{name}_dice", table, curves.QUANTILE, "dice")
     path = places.figures / f"{name}_dice.png"
     figures.dice_figure(path, rows, columns(rows, DICE), f"{name}: Dice, test patients")
     return [path]
 
 
 def _ensemble(places: Places, report: Mapping[str, Any]) -> list[Path]:
-    _write_csv(places.plots / "ensemble.csv", curves.ensemble_table(report))
     path = places.figures / "ensemble.png"
     names = {method: method_name(method) for method in report["mean"]}
     figures.ensemble_figure(path, report, names, "Ensemble beside single modalities")
     return [path]
+
+
+def _training(places: Places, name: str) -> None:
+    """The learning curves of the published model; one that was copied in may be without its history."""
+    history = places.saved_models(name) / HISTORY
+    if history.is_file():
+        _write_csv(places.plots / f"{name}_training.csv", curves.training_table(read_json(history)))
+
+
+def _write_curves(folder: Path, table: pd.DataFrame, x: str, y: str) -> None:
+    """One table a curve: a plot of DVC needs to know columns by name, and what the labels are it cannot know.
+
+    Args:
+        folder: that gets them; whatever curves it had go.
+        table: a column for each curve, and one that they share.
+        x: the one that they share.
+        y: what the curves show.
+    """
+    for old in folder.glob("*.csv"):
+        durable.remove(old)
+    names = [name for name in table.columns if name != x]
+    for name, file in zip(names, _file_names(names), strict=True):
+        _write_csv(folder / f"{file}.csv", table[[x, name]].rename(columns={name: y}).dropna())
+
+
+def _file_names(labels: Sequence[str]) -> Iterator[str]:
+    """The labels as names of files, each another one."""
+    taken: set[str] = set()
+    for label in labels:
+        plain = re.sub(r"[^\w.-]+", "_", label).lstrip(".") or "_"
+        place = 1
+        name = plain
+        # Case aside, too: not every file system tells it.
+        while name.lower() in taken:
+            place += 1
+            name = f"{plain}_{place}"
+        taken.add(name.lower())
+        yield name
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

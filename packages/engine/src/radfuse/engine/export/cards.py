@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from radfuse.engine.errors import RadfuseError
-from radfuse.serving.card import Card, card_path
+from radfuse.serving.card import Card, NoModel, card_path, no_model
 from radfuse.serving.errors import CardError
 
 
@@ -58,14 +58,25 @@ def card_text(fields: Mapping[str, Any], digest: str, opset: int | None, parity:
     return json.dumps(card.as_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def card_without_model(why: str) -> str:
+    """The card of a file that is there without a model in it.
+
+    Args:
+        why: there is none, in words.
+    """
+    return json.dumps(no_model(why), indent=2, ensure_ascii=False) + "\n"
+
+
 def digest_on_card(model: Path) -> str:
     """The digest that the card beside an exported file gives for it.
 
     Raises:
-        UntrustedExport: there is no card, or it is none.
+        UntrustedExport: there is no card, or it is none, or it says that there is no model.
     """
     try:
         return Card.read(card_path(model)).digest_sha256
+    except NoModel as error:
+        raise UntrustedExport(str(error)) from error
     except CardError as error:
         raise UntrustedExport(
             f"{model.name} is not loaded without its card: {error}. Copy the two together, or run "

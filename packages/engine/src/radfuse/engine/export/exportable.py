@@ -70,6 +70,11 @@ def further_exports() -> dict[str, Describe]:
     return {point.name: point.load() for point in entry_points(group=GROUP)}
 
 
+def files_of(name: str) -> dict[str, str]:
+    """File name by format of a model besides those of the modalities."""
+    return {"onnx": f"{name}_onnx.onnx", "torchscript": f"{name}_traced.pt"}
+
+
 def from_description(name: str, described: Described) -> Exportable:
     """The model of another package, with the names that its files get.
 
@@ -87,7 +92,7 @@ def from_description(name: str, described: Described) -> Exportable:
         card["preprocessing"] = {}
     return Exportable(
         name=name,
-        files={"onnx": f"{name}_onnx.onnx", "torchscript": f"{name}_traced.pt"},
+        files=files_of(name),
         # Not the module alone: torch.export fails where a part of the outermost module has a name that
         # torch's own graph modules use, such as `meta`.
         graph=ExportGraph(nn.Identity(), described.module, nn.Identity(), nn.Identity()).eval(),

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from radfuse.engine.agreement import read_json
 from radfuse.engine.errors import MissingStage, UnknownModality
 from radfuse.engine.evaluation.results import WEIGHTS
-from radfuse.engine.export.exportable import from_description, further_exports
+from radfuse.engine.export.exportable import files_of, from_description, further_exports
 from radfuse.engine.export.trained import exportable
-from radfuse.engine.export.writing import Written, write
+from radfuse.engine.export.writing import Written, write, write_not_applicable
 from radfuse.engine.modality import modalities
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def export(params: Params, places: Places, names: Sequence[str], say: Say) -> li
         params: params.yaml.
         places: of the pipeline.
         names: of modalities, or of what other packages export; empty for all that this pipeline has.
-        say: is told what is left out, and why.
+        say: is told what is left out or tried on fewer samples, and why.
 
     Raises:
         UnknownModality: nothing of that name can be exported.
@@ -66,7 +66,13 @@ def _published(places: Places) -> list[str]:
 def _model(params: Params, places: Places, name: str, say: Say, asked: bool) -> Exportable | None:
     describe = further_exports().get(name)
     if describe is None:
-        return exportable(params, places, name)
+        model, asked_for = exportable(params, places, name), params.export.samples
+        if len(model.samples) < asked_for:
+            say(
+                f"{name}: tried on {len(model.samples)} samples and not on {asked_for}, as export.samples "
+                "asks: val and calibration have no more."
+            )
+        return model
     try:
         described = describe(places)
     except MissingStage as error:
@@ -76,7 +82,9 @@ def _model(params: Params, places: Places, name: str, say: Say, asked: bool) -> 
         say(f"{name}: not exported, as {error}")
         return None
     if described is None:
-        say(f"{name}: not exported, as it is not applicable here. {_why(places, name)}".rstrip())
+        why = _why(places, name)
+        write_not_applicable(places.exports, files_of(name), params.export.formats, why)
+        say(f"{name}: not exported, as it is not applicable here. {why}".rstrip())
         return None
     return from_description(name, described)
 

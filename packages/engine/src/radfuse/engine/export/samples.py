@@ -16,21 +16,23 @@ if TYPE_CHECKING:
 
     from radfuse.engine.prepared import Prepared
 
-_SPLITS = ("val", "calibration", "train")
-"""Where samples are taken from, in this order; the test split is for `radfuse evaluate` alone."""
+_SPLITS = ("val", "calibration")
+"""Where samples are taken from, in this order. Those of `train` stand in no prediction table, and those of
+`test` are for `radfuse evaluate` alone."""
 
 
 def sample_names(prepared: Prepared, count: int) -> list[str]:
     """Ids of samples to try an export on; the same ones every time, fewer where there are no more.
 
     Raises:
-        MissingStage: nothing is prepared outside the test split.
+        MissingStage: nothing is prepared of these splits.
     """
     names = [name for split in _SPLITS for name in prepared.samples(split)][:count]
     if not names:
         raise MissingStage(
-            f"expected prepared samples of {prepared.modality} to try its export on, got none outside the "
-            f"test split; run `radfuse prepare {prepared.modality}` first."
+            f"expected prepared samples of {prepared.modality} in {' or '.join(_SPLITS)} to try its export "
+            "on, got none; give these splits patients (split.fractions of params.yaml), or run `radfuse "
+            f"prepare {prepared.modality}` first."
         )
     return names
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from ckptcore import durable
 from radfuse.engine.errors import MissingStage
 from radfuse.engine.export import onnx, torchscript
-from radfuse.engine.export.cards import card_text, metadata
+from radfuse.engine.export.cards import card_text, card_without_model, metadata
 from radfuse.engine.export.graph import require_evaluation
 from radfuse.engine.export.parity import Answers, Probe, largest_difference, probes
 from radfuse.serving.card import card_path
@@ -92,6 +92,24 @@ def write(model: Exportable, folder: Path, formats: Sequence[str], tolerance: fl
             durable.publish(one.temporary, [one.written.file])
             durable.write_text(card_path(one.written.file), one.card)
     return [one.written for one in tried]
+
+
+def write_not_applicable(folder: Path, files: Mapping[str, str], formats: Sequence[str], why: str) -> None:
+    """Write that there is no model: empty files whose cards say so, in place of those of an earlier model.
+
+    DVC wants every output of a stage, and whether there is a model the run alone finds out.
+
+    Args:
+        folder: where the files and their cards go; made when missing.
+        files: file name by format.
+        formats: ``onnx``, ``torchscript``.
+        why: there is none, in words.
+    """
+    durable.make_folder(folder)
+    for form in formats:
+        # The card first: an empty file beside the card of a model would count as a damaged one.
+        durable.write_text(card_path(folder / files[form]), card_without_model(why))
+        durable.write_bytes(folder / files[form], b"")
 
 
 @dataclass(frozen=True)
