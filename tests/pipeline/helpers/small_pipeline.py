@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[3]
+STARTED = re.compile(r"Running stage '([^']+)'")
 SMALL: dict[str, Any] = {
     "phantom.patients": 64,
     "phantom.xray_size": [64, 80],
@@ -51,6 +55,24 @@ class Pipeline:
         assert code is None or ran.returncode == code, f"{' '.join(command)}\n{ran.stdout}\n{ran.stderr}"
         return ran
 
+    def repro(self) -> dict[str, float]:
+        """`dvc repro`; returns the seconds of each stage that it ran."""
+        seconds: dict[str, float] = {}
+        told: list[str] = []
+        stage, since = "", time.monotonic()
+        with subprocess.Popen(
+            ["dvc", "repro"], cwd=self.root, env=environment(), stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True,
+        ) as running:  # fmt: skip
+            for line in running.stdout or ():
+                told.append(line)
+                if started := STARTED.match(line):
+                    seconds[stage] = time.monotonic() - since
+                    stage, since = started[1], time.monotonic()
+        assert running.returncode == 0, "".join(told)
+        seconds[stage] = time.monotonic() - since
+        return {name: taken for name, taken in seconds.items() if name}
+
 
 def environment() -> dict[str, str]:
     """The variables of `make`: tools of this environment, nothing sent anywhere."""
@@ -73,10 +95,10 @@ def stages() -> dict[str, Any]:
     return found
 
 
-def make(folder: Path) -> Pipeline:
+def make(folder: Path, changes: Mapping[str, Any] | None = None) -> Pipeline:
     """A small pipeline like the demo's in an empty folder, with a DVC of its own."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    for key, value in SMALL.items():
+    for key, value in {**SMALL, **(changes or {})}.items():
         change(params, key, value)
     folder.mkdir(exist_ok=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")

@@ -37,6 +37,10 @@ class MissingStage(RadfuseError):
     """What an earlier stage makes is not there."""
 
 
+class DamagedArray(RadfuseError):
+    """An array that was prepared is gone, cut or not like the others."""
+
+
 class TooManySkipped(RadfuseError):
     """More images could not be read than ``prepare.max_skipped_fraction`` allows."""
 

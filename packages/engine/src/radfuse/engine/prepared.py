@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from radfuse.engine.errors import DamagedArray
 from radfuse.engine.places import Places, require
 from radfuse.engine.tables import SAMPLE
 
@@ -50,12 +51,12 @@ class Prepared:
 
     def array(self, sample_id: str) -> NDArray[Any]:
         """The array of a sample, mapped read-only from its file: only what is touched takes memory."""
-        mapped: NDArray[Any] = self._mapped(sample_id + ARRAY_SUFFIX)
+        mapped: NDArray[Any] = self._mapped(sample_id, ARRAY_SUFFIX)
         return mapped
 
     def mask(self, sample_id: str) -> NDArray[np.uint8]:
         """The segmentation of a sample, mapped read-only: (D, H, W) class indices."""
-        mapped: NDArray[np.uint8] = self._mapped(sample_id + MASK_SUFFIX)
+        mapped: NDArray[np.uint8] = self._mapped(sample_id, MASK_SUFFIX)
         return mapped
 
     @property
@@ -104,10 +105,20 @@ class Prepared:
         path = require(self.places.manifest_stamp(self.modality), self._command)
         return dict(json.loads(path.read_text(encoding="utf-8")))
 
-    def _mapped(self, name: str) -> Any:
+    def _mapped(self, sample_id: str, suffix: str) -> Any:
+        """Raises `DamagedArray` where there is no whole array."""
         import numpy as np
 
-        return np.load(self.places.arrays(self.modality) / name, mmap_mode="r", allow_pickle=False)
+        path = self.places.arrays(self.modality) / f"{sample_id}{suffix}"
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        # What NumPy raises for a file that was cut depends on where.
+        except (OSError, ValueError, EOFError, SyntaxError) as error:
+            reason = "it is missing" if isinstance(error, FileNotFoundError) else f"it is damaged: {error}"
+            raise DamagedArray(
+                f"the array {path.name} of the sample {sample_id} cannot be read: {reason}. "
+                f"`{self._command}` makes anew what is missing or damaged."
+            ) from error
 
     @property
     def _command(self) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ckptcore.errors import DiskFull
 from radfuse.engine.history import RunLog
 from radfuse.engine.pictures import learning_curves, picture_name
 from radfuse.engine.progress import duration
@@ -39,6 +40,7 @@ class Recorder:
         self._log = log
         self._tracker = tracker
         self._seconds: list[float] = []
+        self._warned = False
 
     def begin(
         self, session: Mapping[str, Any], parameters: Mapping[str, Any], tags: Mapping[str, str], epoch: int
@@ -51,7 +53,7 @@ class Recorder:
             tags: digests, device and the like.
             epoch: the first one, from 0.
         """
-        self._log.begin(session, epoch)
+        self._attempt(lambda: self._log.begin(session, epoch))
         self._tracker.begin(parameters, tags)
 
     @property
@@ -67,7 +69,7 @@ class Recorder:
         path = self._folder / PICTURES / picture_name(run.at.epoch, 1)
         rows = run.validation.rows.iloc[list(batch.rows)]
         title = f"{self._title}, after epoch {run.at.epoch + 1}"
-        run.task.picture(path, batch.image, batch.target, logits, rows, title)
+        self._attempt(lambda: run.task.picture(path, batch.image, batch.target, logits, rows, title))
         self._tracker.log_file(path, PICTURES)
 
     def epoch(
@@ -92,7 +94,8 @@ class Recorder:
             run.task.metric, metrics[run.task.metric], best, duration(seconds), remaining,
         )  # fmt: skip
         told = {name: value for name, value in metrics.items() if name != FINISHED_AT}
-        self._log.epoch(epoch, {"stage": dict(stage), **told, "seconds": round(seconds, 3)})
+        facts = {"stage": dict(stage), **told, "seconds": round(seconds, 3)}
+        self._attempt(lambda: self._log.epoch(epoch, facts))
         # The checkpoint of this epoch may still be on its way to the disk; those before it are there.
         self._tracker.log_epochs(run.manager.history, epoch)
 
@@ -104,13 +107,22 @@ class Recorder:
             outcome: ``finished``, ``stopped early``, ``interrupted`` or ``failed``.
             tags: of what came out.
         """
-        self._log.end({"outcome": outcome, "epochs_finished": run.at.epoch})
+        self._attempt(lambda: self._log.end({"outcome": outcome, "epochs_finished": run.at.epoch}))
         self._tracker.log_epochs(run.manager.history, run.at.epoch)
         if outcome in ("finished", "stopped early"):
             curves = self._folder / PICTURES / "learning_curves.png"
-            learning_curves(curves, run.manager.history, run.task.metric, self._title)
+            self._attempt(lambda: learning_curves(curves, run.manager.history, run.task.metric, self._title))
             self._tracker.log_file(curves, PICTURES)
             self._tracker.log_file(self._log.path, "logs")
         self._tracker.tag({"outcome": outcome, **tags})
         status = {"failed": "FAILED", "interrupted": "KILLED"}.get(outcome, "FINISHED")
         self._tracker.end(status)
+
+    def _attempt(self, act: Callable[[], object]) -> None:
+        """Write something; where that cannot be, say so once and go on. The log is whole each time."""
+        try:
+            act()
+        except (OSError, DiskFull) as error:
+            if not self._warned:
+                _log.warning("log and pictures cannot be written (%s); training goes on.", error)
+            self._warned = True

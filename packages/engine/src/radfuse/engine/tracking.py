@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,7 +179,8 @@ class Tracker:
     def _log_epochs(self, history: Mapping[str, Sequence[float]], until: int) -> None:
         from mlflow.entities import Metric
 
-        times = history.get(FINISHED_AT, [])
+        # A clock that was set back must not turn the order of the points round.
+        times = list(accumulate(history.get(FINISHED_AT, []), max))
         points = [
             Metric(name, float(values[epoch]), round(times[epoch] * 1000), epoch + 1)
             for epoch in range(self._logged, min(until, len(times)))

@@ -45,4 +45,12 @@ def error_text(error: BaseException) -> str:
     """What went wrong, as one message."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
-    return str(error) or type(error).__name__
+    return _from_worker(str(error)) or type(error).__name__
+
+
+def _from_worker(message: str) -> str:
+    """The message of an error that a loading process met, without the traceback that torch puts before it."""
+    if not message.startswith("Caught ") or " in DataLoader worker process" not in message:
+        return message
+    kind = message.split(" ", 2)[1]
+    return message.rpartition(f"{kind}: ")[2].strip()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from radfuse.engine.errors import SettingsError
+from radfuse.engine.errors import DamagedArray, SettingsError
 from radfuse.engine.modality import Modality
 from radfuse.engine.prepared import Prepared
 from radfuse.engine.tables import SAMPLE
@@ -191,7 +193,7 @@ class Loader:
             examples,  # type: ignore[arg-type]
             batch_sampler=self._order,
             num_workers=workers,
-            collate_fn=stack,
+            collate_fn=partial(stack, samples=examples.rows[SAMPLE].astype(str).tolist()),
             pin_memory=pin,
             persistent_workers=workers > 0,
             # Its own, so that to begin an epoch draws nothing from the global generators.
@@ -220,7 +222,23 @@ class Loader:
             self._loader._iterator = None
 
 
-def stack(examples: Sequence[tuple[Tensor, Tensor, int]]) -> Batch:
-    """Examples as a batch."""
+def stack(examples: Sequence[tuple[Tensor, Tensor, int]], samples: Sequence[str]) -> Batch:
+    """Examples as a batch.
+
+    Args:
+        examples: image, target and row of each.
+        samples: ids of all rows.
+
+    Raises:
+        DamagedArray: they are not all of one shape.
+    """
     images, targets, rows = zip(*examples, strict=True)
+    shapes = Counter(tuple(image.shape) for image in images)
+    if len(shapes) > 1:
+        usual = shapes.most_common(1)[0][0]
+        odd = next(i for i, image in enumerate(images) if tuple(image.shape) != usual)
+        raise DamagedArray(
+            f"the array of the sample {samples[rows[odd]]}: expected {usual} (channels first) as the others, "
+            f"got {tuple(images[odd].shape)}. Prepare the images again (radfuse prepare MODALITY)."
+        )
     return Batch(torch.stack(images), torch.stack(targets), tuple(rows))

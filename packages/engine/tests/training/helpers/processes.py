@@ -1,0 +1,51 @@
+"""`radfuse train` of the toy modality as a process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parents[1]
+TRAIN = """
+import sys, time
+from radfuse.engine.cli import run
+from radfuse.engine.training.run import Run
+count = Run.count
+def told(self, batch, loss):
+    count(self, batch, loss)
+    print(self.at.step, flush=True)
+    time.sleep(0.05)
+Run.count = told
+sys.exit(run(["train", "toy", "--params", sys.argv[1], *sys.argv[2:]]))
+"""
+
+
+def started(pipeline, *arguments, **variables):
+    """A training in a process group of its own, which prints its steps."""
+    quiet = {"PYTHONPATH": str(HERE / "toy"), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment = {**os.environ, **quiet, **variables}
+    return subprocess.Popen(
+        [sys.executable, "-c", TRAIN, str(pipeline.file), *arguments],
+        cwd=pipeline.root,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def stopped(pipeline, step, *signals):
+    """Start, and send signals to the group after a step.
+
+    Returns the exit code, the last step, and what was said.
+    """
+    with started(pipeline) as running:
+        for line in running.stdout:
+            if int(line) == step:
+                break
+        for one in signals:
+            os.killpg(running.pid, one)
+        rest, said = running.communicate(timeout=60)
+    steps = [int(line) for line in rest.splitlines() if line.isdigit()]
+    return running.returncode, max([step, *steps]), said

@@ -1,0 +1,210 @@
+"""What befalls a training from outside: full disks, damaged arrays, a dead server, a clock set back."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+from outcomes import assert_same, result
+from processes import started
+from trainable import toy_pipeline
+
+import ckptcore
+from radfuse.engine import tracking
+from radfuse.engine.errors import RadfuseError
+from radfuse.engine.prepared import Prepared
+
+FILLER = "filler"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one megabyte, in which a training keeps its state."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("NOT TESTED: full and read-only disks for real; mounting a small tmpfs needs root")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def fill(disk):
+    """Leave no byte free."""
+    with open(disk / FILLER, "wb", buffering=0) as filler:
+        try:
+            while filler.write(b"x" * 4096):
+                pass
+        except OSError:
+            return
+
+
+def finish(pipeline, **variables):
+    """Train in a process to its end; what it said."""
+    with started(pipeline, **variables) as running:
+        _, said = running.communicate(timeout=120)
+    return running.returncode, said
+
+
+def test_on_a_full_disk_training_goes_on_and_what_could_not_be_saved_is_made_up_for(tmp_path, small_disk):
+    whole, torn = (toy_pipeline(tmp_path / name) for name in ("whole", "torn"))
+    whole.train()
+    root = {"RADFUSE_WORK_ROOT": str(small_disk)}
+    with started(torn, **root) as running:
+        steps = []
+        for line in running.stdout:
+            steps.append(line.strip())
+            if line == "2\n":
+                fill(small_disk)
+        said = running.stderr.read()
+    # What could not be saved at last is the one thing that ends it.
+    assert (running.returncode, steps[-1]) == (1, "12")
+    assert "Training goes on; the next save tries again" in said
+    assert "log and pictures cannot be written" in said
+    assert "Traceback" not in said
+    assert "needs 1" in said and "0 are free" in said
+    assert not (torn.models / "tiny_best.pth").exists()
+    (small_disk / FILLER).unlink()
+    code, said = finish(torn, **root)
+    assert code == 0, said
+    assert ckptcore.read_header(torn.models / "tiny_best.pth").model_digest == result(whole)[2]
+
+
+def test_a_read_only_disk_is_told_and_nothing_is_lost(tmp_path, small_disk):
+    whole, torn = (toy_pipeline(tmp_path / name) for name in ("whole", "torn"))
+    whole.train()
+    root = {"RADFUSE_WORK_ROOT": str(small_disk)}
+    with started(torn, **root) as running:
+        for line in running.stdout:
+            if line == "8\n":
+                os.killpg(running.pid, signal.SIGTERM)
+        running.communicate(timeout=60)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    code, said = finish(torn, **root)
+    assert code == 1
+    assert "Read-only file system" in said and "Traceback" not in said
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    assert finish(torn, **root)[0] == 0
+    assert ckptcore.read_header(torn.models / "tiny_best.pth").model_digest == result(whole)[2]
+
+
+@pytest.mark.parametrize("harm", ["cut", "gone", "other shape"])
+def test_an_array_that_was_harmed_is_named_with_what_to_do_and_training_goes_on_when_it_is_back(
+    tmp_path, harm
+):
+    whole, torn = (toy_pipeline(tmp_path / name) for name in ("whole", "torn"))
+    whole.train()
+    rows = Prepared(torn.places, "toy").rows()
+    sample = rows.loc[rows["split"] == "train", "sample_id"].iloc[-1]
+    path = torn.root / "data" / "prepared" / "toy" / "arrays" / f"{sample}.npy"
+    good = path.read_bytes()
+    if harm == "cut":
+        path.write_bytes(good[:-20])
+    elif harm == "gone":
+        path.unlink()
+    else:
+        np.save(path, np.zeros((9, 9), np.uint8))
+    with pytest.raises(RadfuseError, match=rf"{sample}.*radfuse prepare"):
+        torn.train()
+    path.write_bytes(good)
+    torn.train()
+    assert_same(result(whole), result(torn))
+
+
+def test_of_two_commands_at_once_one_trains_and_the_other_publishes_the_same(tmp_path):
+    whole, both = (toy_pipeline(tmp_path / name) for name in ("whole", "both"))
+    whole.train()
+    first, second = started(both), started(both)
+    told = [running.communicate(timeout=120) for running in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), told
+    steps = sorted(len([line for line in said.splitlines() if line.isdigit()]) for said, _ in told)
+    assert steps == [0, 12]
+    assert any("another process trains exactly this" in errors for _, errors in told)
+    assert len(both.works()) == 1
+    assert_same(result(whole), result(both))
+
+
+def test_a_clock_that_was_set_back_changes_nothing_but_times(tmp_path, monkeypatch):
+    whole, torn = (toy_pipeline(tmp_path / name, block={"mlflow": True}) for name in ("whole", "torn"))
+    whole.train()
+    with started(torn) as running:
+        for line in running.stdout:
+            if line == "8\n":
+                os.killpg(running.pid, signal.SIGKILL)
+        running.communicate(timeout=60)
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() - 86_400)
+    torn.train()
+    assert_same(result(whole), result(torn))
+    client = tracking.connect(torn.places)
+    (run,) = client.search_runs([client.get_experiment_by_name("radfuse-toy").experiment_id])
+    points = client.get_metric_history(run.info.run_id, "val_auc")
+    assert [point.step for point in points] == [1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_server_that_dies_during_a_training_costs_its_points_alone_until_it_is_back(tmp_path):
+    pipeline = toy_pipeline(tmp_path / "torn", block={"mlflow": True})
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    server = serve(tmp_path, port)
+    variables = {
+        tracking.URI: f"http://127.0.0.1:{port}",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    }
+    try:
+        with started(pipeline, **variables) as running:
+            for line in running.stdout:
+                if line == "8\n":
+                    end(server)
+            said = running.stderr.read()
+        assert running.returncode == 0, said
+        assert said.count("MLflow cannot be written") == 1
+        server = serve(tmp_path, port)
+        code, said = finish(pipeline, **variables)
+        assert code == 0, said
+    finally:
+        end(server)
+    latest = ckptcore.load(pipeline.works()[0] / "tiny_latest.pth")
+    assert len(latest["history"]["val_auc"]) == 2
+    (log,) = pipeline.works()[0].glob("training_2*.json")
+    assert len(json.loads(log.read_text())["epochs"]) == 2
+
+
+def serve(folder, port):
+    """An MLflow server on this machine, once it answers."""
+    files = ["--backend-store-uri", f"sqlite:///{folder}/s.db", "--artifacts-destination", str(folder / "s")]
+    place = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", *place, *files],
+        env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    until = time.monotonic() + 90
+    while time.monotonic() < until:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
+                if answer.status == 200:
+                    return server
+        except OSError:
+            time.sleep(0.2)
+    end(server)
+    raise AssertionError("the server did not start")
+
+
+def end(server):
+    """Kill a server and its workers."""
+    if server.poll() is None:
+        os.killpg(server.pid, signal.SIGKILL)
+    server.wait()

@@ -1,0 +1,52 @@
+"""`radfuse train` as a process that is stopped from outside, and started again."""
+
+import signal
+
+import pytest
+from outcomes import assert_same, result
+from processes import started, stopped
+from trainable import toy_pipeline
+
+import ckptcore
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_the_step_under_way_and_the_next_start_ends_the_same(tmp_path, how, code):
+    whole, torn = (toy_pipeline(tmp_path / name) for name in ("whole", "torn"))
+    whole.train()
+    for step in (3, 8):
+        returned, last, said = stopped(torn, step, how)
+        assert returned == code
+        header = ckptcore.read_header(torn.works()[0] / "tiny_latest.pth")
+        assert (header.reason, header.global_step) == ("signal", last)
+        assert "Traceback" not in said
+    with started(torn) as running:
+        rest, said = running.communicate(timeout=120)
+    assert running.returncode == 0, said
+    assert rest.splitlines()[0] == str(last + 1)
+    assert_same(result(whole), result(torn))
+
+
+def test_a_second_signal_ends_at_once_and_what_was_committed_stays_whole(tmp_path):
+    whole, torn = (toy_pipeline(tmp_path / name) for name in ("whole", "torn"))
+    whole.train()
+    returned, _, _ = stopped(torn, 8, signal.SIGINT, signal.SIGINT)
+    assert returned in (130, -signal.SIGINT)
+    assert all(ckptcore.verify(path).ok for path in torn.works()[0].glob("*.pth"))
+    torn.train()
+    assert_same(result(whole), result(torn))
+
+
+def test_a_killed_process_loses_what_came_after_the_last_save_alone(tmp_path):
+    whole = toy_pipeline(tmp_path / "whole")
+    whole.train()
+    torn = toy_pipeline(tmp_path / "torn", block={"save_every_steps": 2})
+    for step in (3, 9):
+        returned, last, _ = stopped(torn, step, signal.SIGKILL)
+        assert returned == -signal.SIGKILL
+        # A save may still be under way when the process ends.
+        latest = torn.works()[0] / "tiny_latest.pth"
+        saved = ckptcore.read_header(latest).global_step if latest.exists() else 0
+        assert last - 4 <= saved <= last
+    torn.train()
+    assert_same(result(whole), result(torn))

@@ -1,0 +1,78 @@
+"""`dvc repro` stopped at any moment, again and again: nobody can tell it from one that never was."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import storms
+from small_pipeline import Pipeline, make
+
+RECORD = Callable[[str, object], None]
+
+
+@pytest.fixture
+def killed(tmp_path: Path) -> Pipeline:
+    """A small pipeline that has run nothing."""
+    return make(tmp_path / "small")
+
+
+def check(killed: Pipeline, finished: Pipeline) -> None:
+    """Everything that both came to is the same, and nothing of the stops is left."""
+    expected, found = storms.outcome(finished.root), storms.outcome(killed.root)
+    assert sorted(found.keys() ^ expected.keys()) == []
+    assert sorted(name for name, value in expected.items() if found[name] != value) == []
+    assert storms.tracked(killed.root) == storms.tracked(finished.root)
+
+
+def show(record: RECORD, stops: dict[str, int]) -> None:
+    """Count the stops in the summary of the test run."""
+    record("shown", "\n".join(f"{stage:15} {count} times" for stage, count in sorted(stops.items())))
+
+
+def test_preparation_and_training_that_were_killed_end_as_if_they_had_not_been(
+    killed: Pipeline, finished: Pipeline, seconds: dict[str, float], record_property: RECORD
+) -> None:
+    under_fire = {name: seconds[name] for name in ("prepare_xray", "train_xray")}
+    stops = storms.storm(killed, ["train_xray"], under_fire, random.Random(0), signal.SIGKILL)
+    assert set(stops) == set(under_fire)
+    expected, found = storms.outcome(finished.root), storms.outcome(killed.root)
+    for name in found:
+        assert found[name] == expected[name], name
+    assert "saved_models/xray/resnet50_best.pth" in found
+    show(record_property, stops)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("round_", range(20))
+def test_a_pipeline_that_was_killed_in_every_stage_ends_as_if_it_had_not_been(
+    killed: Pipeline, finished: Pipeline, seconds: dict[str, float], round_: int, record_property: RECORD
+) -> None:
+    stops = storms.storm(killed, [], seconds, random.Random(round_), signal.SIGKILL)
+    assert set(stops) == set(seconds)
+    check(killed, finished)
+    show(record_property, stops)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT"])
+def test_a_pipeline_that_was_told_to_stop_in_every_stage_ends_as_if_it_had_not_been(
+    killed: Pipeline, finished: Pipeline, seconds: dict[str, float], how: str, record_property: RECORD
+) -> None:
+    stops = storms.storm(killed, [], seconds, random.Random(how), storms.SIGNALS[how])
+    assert set(stops) == set(seconds)
+    check(killed, finished)
+    show(record_property, stops)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_number_of_loading_processes_changes_nothing(
+    tmp_path: Path, finished: Pipeline, workers: int
+) -> None:
+    other = make(tmp_path / "small", {"train.workers": workers})
+    other.repro()
+    check(other, finished)
