@@ -2,13 +2,15 @@
 
 import pytest
 import yaml
-from outcomes import assert_same, result
+from outcomes import assert_same, assert_same_end, result
 from stopping import stop_at
-from trainable import toy_pipeline
+from trainable import stages, toy_pipeline
 
 import ckptcore
+from ckptcore import layouts
 from ckptcore.signals import TrainingInterrupted
-from radfuse.engine.errors import SettingsError
+from radfuse.engine.errors import CannotGoOn, SettingsError
+from radfuse.engine.modality import modality
 from radfuse.engine.training.numerics import OtherNumerics
 from radfuse.engine.training.run import Run
 
@@ -109,5 +111,70 @@ def test_none_begins_anew_and_sets_aside_what_was_there(toy):
     before = result(toy)
     second = toy.train(resume="none")
     assert second.trained and second.key == first.key
-    assert_same(before, result(toy)[:3]) if toy.works()[-1].name == first.key else None
-    assert len(toy.works()) == 2 and all(work.name.startswith(first.key) for work in toy.works())
+    anew, aside = toy.works()
+    assert anew.name == first.key and aside.name.startswith(f"{first.key}.")
+    assert_same(before, result(toy, anew))
+    assert_same(before, result(toy, aside))
+
+
+PRESETS = {
+    "plain": layouts.plain("val_auc", "max"),
+    "resumable": layouts.resumable("val_auc"),
+    "run_folder": layouts.run_folder("val_auc"),
+    "saved_models": layouts.saved_models("tiny"),
+    "staged": layouts.staged("val_auc"),
+    "trainer_node": layouts.trainer_node(metric="val_loss"),
+}
+
+
+def newest(folder):
+    """The checkpoint that was saved last."""
+    files = (path for path in folder.iterdir() if path.suffix in (".pt", ".pth", ".ckpt"))
+    return max(files, key=lambda path: ckptcore.read_header(path).global_step)
+
+
+@pytest.mark.parametrize("way", ["resume", "continue_from"])
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_the_latest_file_of_every_preset_is_gone_on_from(tmp_path, monkeypatch, preset, way):
+    whole, torn = (toy_pipeline(tmp_path / name) for name in ("whole", "torn"))
+    whole.train()
+    with monkeypatch.context() as patch:
+        patch.setattr(layouts, "saved_models", lambda *_, **__: PRESETS[preset])
+        stop_at(patch, [8])
+        with pytest.raises(TrainingInterrupted):
+            torn.train()
+    (work,) = torn.works()
+    latest = newest(work)
+    moved = tmp_path / latest.name
+    moved.write_bytes(latest.read_bytes())
+    other = toy_pipeline(tmp_path / "other")
+    if way == "resume":
+        # The same training, by its key: on with the very next step.
+        other.train(resume=str(moved))
+        assert_same_end(result(whole), result(other))
+    else:
+        # Another training, whose epoch under way begins anew.
+        outcome = other.train(f"train.toy.continue_from={moved}")
+        assert (outcome.trained, outcome.epochs_finished) == (True, 2)
+
+
+def test_a_checkpoint_of_another_loop_is_refused_with_what_is_missing_and_what_to_type(toy, tmp_path):
+    found = modality("toy")
+    network = found.network(found.prepare_settings(), found.train_settings(), outputs=2)
+    file = ckptcore.save(tmp_path / "theirs.pth", {"epoch": 3, "model_state_dict": network.state_dict()})
+    for refused in (
+        lambda: toy.train(resume=str(file)),
+        lambda: toy.train(f"train.toy.continue_from={file}"),
+    ):
+        with pytest.raises(CannotGoOn, match=r"theirs\.pth(.|\n)*optimizer(.|\n)*train\.toy\.weights"):
+            refused()
+    assert toy.train(f"train.toy.weights={file}").epochs_finished == 2
+
+
+@pytest.mark.parametrize("change", ["train.toy.stages=" + stages(2, 1, rate=1e-3), "train.workers=1"])
+def test_another_learning_rate_or_number_of_workers_goes_on_from_a_run(toy, change):
+    first = toy.train()
+    latest = toy.works()[0] / "tiny_latest.pth"
+    longer = "train.toy.stages=" + stages(3)
+    outcome = toy.train(longer, change, f"train.toy.continue_from={latest}")
+    assert outcome.trained and outcome.key != first.key and outcome.epochs_finished == 3

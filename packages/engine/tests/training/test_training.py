@@ -9,8 +9,7 @@ import time
 
 import pytest
 import torch
-import yaml
-from trainable import toy_pipeline
+from trainable import stages, toy_pipeline
 
 import ckptcore
 from ckptcore.errors import FolderBusy
@@ -18,11 +17,6 @@ from radfuse.engine import code, workfolder
 from radfuse.engine.errors import MissingStage, NonFiniteLoss, SettingsError, StaleError
 from radfuse.engine.modality import modality
 from radfuse.engine.training.run import MOST_SKIPPED, Run
-
-
-def stages(*epochs, rate=0.01):
-    listed = [{"name": f"s{i}", "epochs": n, "learning_rate": rate} for i, n in enumerate(epochs)]
-    return yaml.safe_dump(listed, default_flow_style=True, width=1000).strip()
 
 
 def test_row_4_2_published_checkpoints_have_the_keys_and_plain_torch_reads_them(toy):

@@ -37,6 +37,10 @@ class MissingStage(RadfuseError):
     """What an earlier stage makes is not there."""
 
 
+class CannotGoOn(RadfuseError):
+    """A checkpoint is not one that this training can be gone on from."""
+
+
 class DamagedArray(RadfuseError):
     """An array that was prepared is gone, cut or not like the others."""
 

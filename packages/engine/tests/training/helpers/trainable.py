@@ -113,3 +113,9 @@ def write_prepared(root, modality, rows, spec, labels, classes=None):
     (root / "data" / "cohort").mkdir(parents=True, exist_ok=True)
     splits = {"digest": SPLIT_DIGEST, "merged_calibration": False, "few_positives": {}}
     (root / "data" / "cohort" / "splits.json").write_text(json.dumps(splits))
+
+
+def stages(*epochs, rate=0.01):
+    """A value for ``--set train.toy.stages=``: stages of so many epochs."""
+    listed = [{"name": f"s{i}", "epochs": n, "learning_rate": rate} for i, n in enumerate(epochs)]
+    return yaml.safe_dump(listed, default_flow_style=True, width=1000).strip()

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import ckptcore
 from ckptcore import durable
+from ckptcore.errors import CheckpointError
 from ckptcore.rules import EveryMinutes, EverySteps, SaveRule
 from ckptcore.signals import TrainingInterrupted
 from radfuse.engine import workfolder
-from radfuse.engine.errors import SettingsError
+from radfuse.engine.errors import CannotGoOn, SettingsError
 from radfuse.engine.freshness import check_prepared
 from radfuse.engine.modality import modality as modality_of
 from radfuse.engine.places import Places
@@ -155,7 +156,7 @@ def _go_on(
     own = found.header.run_key == work.key
     if own and not accept_other_hardware:
         numerics.check_same(found["provenance"]["numerics"], run.conditions)
-    run.restore(found)
+    _restore(run, found)
     if not own:
         run.begin_epoch_anew()
     if run.done:
@@ -165,6 +166,19 @@ def _go_on(
         "run_key": found.header.run_key,
         "model_digest": found.header.model_digest,
     }
+
+
+def _restore(run: Run, found: ckptcore.Checkpoint) -> None:
+    try:
+        run.restore(found)
+    # torch says of other shapes, names or numbers of parameters what it says in these.
+    except (CheckpointError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        name = run.facts["provenance"]["modality"]
+        raise CannotGoOn(
+            f"{found.path.name} is not a checkpoint that this training can be gone on from: {error}\n"
+            "Its weights alone may be a beginning, if they are of this network: --resume none --set "
+            f"train.{name}.weights={workfolder.shown(found.path)}"
+        ) from error
 
 
 def _found(
