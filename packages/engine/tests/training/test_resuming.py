@@ -28,7 +28,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 @pytest.mark.parametrize("variant", list(VARIANTS))
-def test_a_run_stopped_twice_within_epochs_ends_as_one_that_never_was(
+def test_row_4_8_a_run_stopped_twice_within_epochs_ends_as_one_that_never_was(
     tmp_path, monkeypatch, variant, workers
 ):
     whole = toy_pipeline(tmp_path / "whole", **VARIANTS[variant])
@@ -82,7 +82,7 @@ def test_conditions_that_change_bits_need_a_flag(toy, monkeypatch):
     assert toy.train("train.precision=bf16", accept_other_hardware=True).epochs_finished == 2
 
 
-def test_more_epochs_go_on_from_another_run_whose_parent_is_recorded(toy):
+def test_row_5_6_more_epochs_go_on_from_another_run_whose_parent_is_recorded(toy):
     first = toy.train()
     latest = f".work/toy/{first.key}/tiny_latest.pth"
     stages = yaml.safe_dump(
@@ -96,7 +96,7 @@ def test_more_epochs_go_on_from_another_run_whose_parent_is_recorded(toy):
     assert checkpoint.header.metadata["parent"]["run_key"] == first.key
 
 
-def test_a_file_of_the_run_is_gone_on_from_when_named(tmp_path):
+def test_row_5_4_a_file_of_the_run_is_gone_on_from_when_named(tmp_path):
     pipeline = toy_pipeline(tmp_path, save_every=1)
     pipeline.train()
     before = result(pipeline)

@@ -11,7 +11,7 @@ import ckptcore
 
 
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_the_step_under_way_and_the_next_start_ends_the_same(tmp_path, how, code):
+def test_row_5_3_a_signal_saves_the_step_under_way_and_the_next_start_ends_the_same(tmp_path, how, code):
     whole, torn = (toy_pipeline(tmp_path / name) for name in ("whole", "torn"))
     whole.train()
     for step in (3, 8):
