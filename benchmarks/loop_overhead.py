@@ -1,10 +1,11 @@
 """What the engine's loop costs over a bare PyTorch loop: processor time of an epoch, everything counted.
 
 Run by ``python -m benchmarks.loop_overhead [--pairs N]``; writes ``benchmarks/results/loop_overhead.md``.
-Both train the same ResNet-50 on the same 96x96 images in the same order, by the same loader, loss and optimizer,
-and validate after each epoch. The engine's also saves one asynchronous checkpoint an epoch, draws and logs,
-and tells MLflow. The two run in turn, each in a process of its own with one thread; what is compared is the
-processor time of its second epoch, in all threads: the writer's counts, other programs' does not.
+Both train the same ResNet-50 on the same 96x96 images in the same order, by the same loader, loss and
+optimizer, and validate after each epoch. The engine's also saves one asynchronous checkpoint an epoch, draws
+and logs, and tells MLflow. The two run in turn, each in a process of its own with one thread; what is
+compared is the processor time of its second epoch, in all threads: the writer's counts, other programs' does
+not.
 """
 
 from __future__ import annotations
@@ -205,9 +206,9 @@ def page(found: dict[str, list[Clock]]) -> str:
             "",
             f"`python -m benchmarks.loop_overhead --pairs {len(found['bare'])}`, {today()}, {machine()}.",
             "",
-            f"One epoch of a ResNet-50 over {IMAGES['train']} images of {SIZE}x{SIZE} in batches of 16, and its",
-            "validation, with one thread: the engine's loop with an asynchronous checkpoint, its log and MLflow",
-            "against a bare PyTorch loop.",
+            f"One epoch of a ResNet-50 over {IMAGES['train']} images of {SIZE}x{SIZE} in batches of 16, and",
+            "its validation, with one thread: the engine's loop with an asynchronous checkpoint, its log and",
+            "MLflow against a bare PyTorch loop.",
             "",
             "| what | engine | bare loop | ratio, median (spread) | limit | |",
             "|---|---|---|---|---|---|",
