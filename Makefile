@@ -74,10 +74,10 @@ lint: setup ## ruff (rules and format), then mypy --strict on the packages
 	$(RUN) mypy packages/*/src
 
 test: lint ## lint, then the tests that take seconds
-	$(RUN) pytest -n 2 -m "not slow"
+	$(RUN) pytest -n 2 --dist loadgroup -m "not slow"
 
 test-slow: setup ## all tests: kill storms, byte sweeps and fuzzing too (tens of minutes)
-	$(RUN) pytest -n 2 --hypothesis-profile=thorough
+	$(RUN) pytest -n 2 --dist loadgroup --hypothesis-profile=thorough
 
 bench: setup ## measure, as ratios against peers in the same run
 	$(RUN) benchmarks

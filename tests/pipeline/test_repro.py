@@ -17,6 +17,9 @@ from small_pipeline import Pipeline
 
 import ckptcore
 
+# One process runs them all: two commands of DVC at once in one folder are refused.
+pytestmark = pytest.mark.xdist_group("finished pipeline")
+
 MODELS = {"xray": "resnet50", "ct": "3dcnn", "mri": "unet"}
 
 
