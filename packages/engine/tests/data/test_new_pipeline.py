@@ -91,6 +91,22 @@ def test_the_exports_of_the_ensemble_are_outputs_of_every_new_pipeline(
     assert {f"saved_models/exports/ensemble_{name}" for name in names} <= set(stages["export"]["outs"])
 
 
+@pytest.mark.parametrize("kind", ["table", "nih_chestxray14", "brats", "decathlon", "phantom"])
+def test_new_pipeline_has_every_parameter_that_its_stages_name(
+    radfuse: Callable[..., Any], tmp_path: Path, kind: str
+) -> None:
+    """DVC stops at the first one that is missing."""
+    assert radfuse("init", tmp_path / "mine", "--source", kind, "--root", tmp_path).code == 0
+    params = yaml.safe_load((tmp_path / "mine" / "params.yaml").read_text())
+    stages = yaml.safe_load((tmp_path / "mine" / "dvc.yaml").read_text())["stages"]
+    for name, stage in stages.items():
+        for key in stage.get("params", ()):
+            found: Any = params
+            for part in key.split("."):
+                assert part in found, f"{name}: {key}"
+                found = found[part]
+
+
 def test_tables_of_several_modalities_share_their_patients(
     radfuse: Callable[..., Any], tmp_path: Path
 ) -> None:

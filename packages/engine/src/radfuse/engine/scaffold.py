@@ -37,6 +37,8 @@ FILES = {
     ".gitignore": "gitignore.j2",
     "README.md": "README.md.j2",
 }
+BLOCKS = "radfuse.blocks"
+"""Entry points of other packages: the name of their block of params.yaml, and its settings."""
 MODALITIES_OF = {
     "phantom": ("xray", "ct", "mri"),
     "nih_chestxray14": ("xray",),
@@ -224,6 +226,8 @@ def _blocks(sources: Sequence[Mapping[str, Any]], modalities: Sequence[Modality]
         "train": _with_modalities(
             TrainBlock(), {m.name: m.train_settings.model_validate({}) for m in modalities}
         ),
+        # Those of other packages, such as the ensemble's.
+        "others": {one.name: block(one.load()()) for one in sorted(entry_points(group=BLOCKS))},
         "predict": block(PredictSettings()),
         "evaluate": block(EvaluateSettings()),
         "export": block(ExportSettings()),
