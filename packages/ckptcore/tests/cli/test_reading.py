@@ -84,6 +84,16 @@ def test_list_without_a_recorded_layout_still_names_roles(ckpt, trained):
     assert ran.code == 0 and row_of(ran.out, "best.pt").endswith("best")
 
 
+def test_a_published_folder_shows_the_deciding_metric_first_then_validation_then_the_rest(ckpt, tmp_path):
+    layout = layouts.saved_models("resnet50")
+    with ckptcore.CheckpointManager(tmp_path / "work", layout, run_key="a1", total_epochs=1) as manager:
+        metrics = {"clock": 1e9, "train_loss": 0.5, "val_loss": 0.4, "val_auc": 0.8, "a_rate": 0.1}
+        manager.step({"model_state_dict": {"w": torch.ones(2)}}, epoch=0, metrics=metrics)
+    ckptcore.publish(tmp_path / "work", tmp_path / "saved_models")
+    head = ckpt("list", tmp_path / "saved_models").out.splitlines()[0].split()
+    assert [name for name in head if name in metrics] == ["val_auc", "val_loss", "a_rate", "clock"]
+
+
 def test_an_empty_folder_is_a_finding_and_says_where_checkpoints_are(ckpt, trained):
     ran = ckpt("list", trained.parent)
     assert ran.code == 1 and ran.out == "" and "below it, in run" in ran.err

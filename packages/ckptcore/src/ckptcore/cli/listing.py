@@ -94,8 +94,12 @@ class Listing:
 
     @property
     def metric(self) -> str | None:
-        """The metric that decides which checkpoint is best."""
-        return self.layout.metric if self.layout else None
+        """The metric that decides which checkpoint is best; in a published folder the files tell it."""
+        if self.layout:
+            return self.layout.metric
+        told = (item.header.metadata.get("best") for item in reversed(self.items) if item.header)
+        values = (one.get("values") for one in told if isinstance(one, dict))
+        return next((str(name) for one in values if isinstance(one, dict) for name in one), None)
 
     @property
     def names(self) -> int:
@@ -132,8 +136,13 @@ class Listing:
                 derived.update(dict.fromkeys(item.metrics))
         first = [self.metric] if self.metric in derived else []
         rest = [name for name in derived if not name.startswith("best_")]
-        loop = sorted((name for name in given if name in derived), key=lambda name: name.startswith("train"))
+        loop = sorted((name for name in given if name in derived), key=_place)
         return list(dict.fromkeys([*first, *loop, *rest]))
+
+
+def _place(metric: str) -> int:
+    """Validation first, training last."""
+    return 0 if metric.startswith("val") else 2 if metric.startswith("train") else 1
 
 
 def list_folder(directory: Path) -> Listing:
