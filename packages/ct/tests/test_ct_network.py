@@ -8,8 +8,10 @@ from radfuse.ct import MODALITY
 from radfuse.ct.augmentation import augmented
 from radfuse.ct.network import resnet18
 from radfuse.ct.settings import CtPrepareSettings, CtTrainSettings
+from radfuse.engine.errors import SettingsError
 from radfuse.engine.training.resnets import layer_groups
 from radfuse.engine.training.stages import check_groups
+from radfuse.engine.validation import validated
 
 
 def test_row_4_4_a_patch_of_64_voxels_and_about_33_million_parameters():
@@ -59,3 +61,9 @@ def test_patches_that_are_not_square_are_not_turned():
     patch = torch.rand(1, 4, 6, 8)
     for seed in range(10):
         assert augmented(patch, np.random.default_rng(seed), 0).shape == (1, 4, 6, 8)
+
+
+def test_a_batch_of_one_is_refused_by_its_setting():
+    with pytest.raises(SettingsError, match=r"train\.ct\.batch_size: expected at least 2.*got 1"):
+        validated(CtTrainSettings, {"batch_size": 1}, "params.yaml", ("train", "ct"))
+    assert CtTrainSettings(batch_size=2).batch_size == 2

@@ -231,7 +231,7 @@ def test_a_patient_in_two_splits_is_refused_by_name(copied: Places, capsys: Any)
 
 
 def test_a_misspelt_setting_is_named_with_the_nearest_one(copied: Places, capsys: Any) -> None:
-    assert command("ensemble", copied, "--set", "ensemble.epoch=3") == 1
+    assert command("ensemble", copied, "--set", "ensemble.epoch=3") == 2
     assert "ensemble.epoch; did you mean 'epochs'?" in capsys.readouterr().err
 
 

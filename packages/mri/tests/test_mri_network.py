@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from radfuse.engine.errors import SettingsError
 from radfuse.engine.training.stages import check_groups
+from radfuse.engine.validation import validated
 from radfuse.mri import MODALITY
 from radfuse.mri.augmentation import augmented
 from radfuse.mri.network import layer_groups, unet
@@ -82,3 +84,15 @@ def test_row_4_5_a_whole_volume_of_240_by_240_by_155_is_segmented_in_6_gb(real_d
     assert logits.shape == (1, 4, 155, 240, 240)
     peak = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
     assert int(peak[1]) * 1024 < 6e9
+
+
+@pytest.mark.parametrize("size", [(16, 16, 16), (32, 32, 16), (96, 100, 96)])
+def test_a_patch_that_cannot_be_halved_four_times_is_refused_by_its_setting(size):
+    data = {"patch_size": list(size)}
+    with pytest.raises(SettingsError, match=r"train\.mri\.patch_size: expected multiples of 16, at least 32"):
+        validated(MriTrainSettings, data, "params.yaml", ("train", "mri"))
+
+
+def test_the_smallest_patch_that_is_allowed_can_be_learnt_from():
+    settings = MriTrainSettings(patch_size=(32, 32, 32))
+    assert unet(1, 2, 0.0).train()(torch.rand(1, 1, *settings.patch_size)).shape == (1, 2, 32, 32, 32)

@@ -293,6 +293,17 @@ def test_a_name_in_the_place_of_a_code_is_not_repeated(build, identity):
     assert identity[1] not in str(caught.value)
 
 
+@pytest.mark.parametrize("value", ["ZWIEBELFISCH", "JANE DOE", "19610203"])
+def test_a_modality_that_dicom_does_not_define_is_not_repeated(build, value):
+    found = reason(build.dicom(RAMP, Modality=value))
+    assert found == "expected a radiograph (CR, DX, ...), its Modality (0008,0060) is another modality"
+
+
+@pytest.mark.parametrize("value", ["SR", "MG", "SEG", "RTSTRUCT"])
+def test_a_modality_that_dicom_defines_is_named(build, value):
+    assert reason(build.dicom(RAMP, Modality=value)).endswith(f"is {value}")
+
+
 def test_attributes_identify_nobody(build, identity):
     tags = {"ViewPosition": "PA", "PatientSex": "F", "PatientAge": "018M", "Manufacturer": "Acme"}
     attributes = read_radiograph(build.dicom(RAMP, **tags)).attributes

@@ -148,6 +148,7 @@ def test_several_series_are_listed_by_their_counts_alone(build, identity):
         ({"orientation": (0, 1, 0, 0, 0, -1)}, "differ in orientation"),
         ({"spacing": (0.5, 0.8)}, "differ in PixelSpacing"),
         ({"Modality": "MR"}, "expected images of Modality (0008,0060) CT, it is MR"),
+        ({"Modality": "ZWIEBELFISCH"}, "Modality (0008,0060) CT, it is another modality"),
         ({"ImagePositionPatient": None}, "expected 3 numbers in ImagePositionPatient, got none"),
         ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "not two unit vectors at a right angle"),
         ({"PixelSpacing": [0, 0]}, "PixelSpacing (0028,0030) is not between"),

@@ -11,6 +11,7 @@ from radfuse.engine.errors import SettingsError
 from radfuse.engine.training.resnets import layer_groups
 from radfuse.engine.training.stages import Plan, check_groups, enter
 from radfuse.engine.training.weights import load_pretrained
+from radfuse.engine.validation import validated
 from radfuse.xray import MODALITY
 from radfuse.xray.network import Normalise, resnet50
 from radfuse.xray.settings import XrayPrepareSettings, XrayTrainSettings
@@ -164,3 +165,9 @@ def test_the_graph_normalises_as_imagenet_networks_expect():
     found = Normalise()(grey)
     assert torch.allclose(found[0, :, 0, 0], torch.tensor([0.0655, 0.1964, 0.4178]), atol=1e-4)
     assert not list(Normalise().parameters())
+
+
+def test_a_batch_of_one_is_refused_by_its_setting():
+    with pytest.raises(SettingsError, match=r"train\.xray\.batch_size: expected at least 2.*got 1"):
+        validated(XrayTrainSettings, {"batch_size": 1}, "params.yaml", ("train", "xray"))
+    assert XrayTrainSettings(batch_size=2).batch_size == 2

@@ -17,12 +17,12 @@ from radfuse.engine.keys import PUBLIC
 def fails(
     pipeline: Pipeline, radfuse: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., str]:
-    """Runs a command that must fail with exit code 1 and one message; gives the message."""
+    """Runs a command that must fail with an exit code and one message; gives the message."""
     monkeypatch.setattr("radfuse.engine.modality.modality", lambda name: Toy(name))
 
-    def run(*arguments: str) -> str:
+    def run(*arguments: str, code: int = 1) -> str:
         ran = radfuse(*arguments, "--params", pipeline.file, "--set", "prepare.workers=1")
-        assert ran.code == 1
+        assert ran.code == code
         assert ran.err.startswith("radfuse: ")
         assert "Traceback" not in ran.err
         return str(ran.err)
@@ -180,13 +180,13 @@ def test_nifti_with_another_grid_than_its_segmentation(pipeline: Pipeline, fails
 def test_unknown_parameter_in_params_yaml(pipeline: Pipeline, fails: Callable[..., str]) -> None:
     pipeline.sources(xray_table(pipeline.root / "raw", patients=1), split={"sed": 1})
     assert "params.yaml with --set prepare.workers: unknown key split.sed; did you mean 'seed'?" in fails(
-        "cohort"
+        "cohort", code=2
     )
 
 
 def test_unknown_parameter_of_a_modality(pipeline: Pipeline, fails: Callable[..., str]) -> None:
     pipeline.sources(xray_table(pipeline.root / "raw", patients=1), train={"xray": {"batchsize": 1}})
-    assert "unknown key train.xray.batchsize; did you mean 'batch_size'?" in fails("cohort")
+    assert "unknown key train.xray.batchsize; did you mean 'batch_size'?" in fails("cohort", code=2)
 
 
 def split_rows(

@@ -138,6 +138,17 @@ def test_sample_listed_twice_is_refused(pipeline: Pipeline) -> None:
         pipeline.cohort()
 
 
+@pytest.mark.parametrize("absolute", [False, True])
+def test_sample_listed_twice_in_two_spellings_is_refused(pipeline: Pipeline, absolute: bool) -> None:
+    root = pipeline.root / "raw"
+    write_png(root / "a.png")
+    other = str(root / "a.png") if absolute else "./a.png"
+    write_csv(root / "list.csv", ("path", "patient_id"), [("a.png", "P1"), (other, "P2")])
+    pipeline.sources({"kind": "table", "root": str(root), "modality": "xray", "csv": "list.csv"})
+    with pytest.raises(SourceError, match=r"a\.png twice"):
+        pipeline.cohort()
+
+
 def test_replaced_key_is_refused_before_anything_is_written(pipeline: Pipeline, tmp_path: Path) -> None:
     pipeline.sources(xray_table(pipeline.root / "raw", patients=2))
     pipeline.cohort()
@@ -238,6 +249,20 @@ def test_too_many_absent_files_stop_the_run_and_keep_what_was_there(pipeline: Pi
     assert pipeline.places.cohort.read_bytes() == before
 
 
+@pytest.mark.parametrize("limit", [0, 1])
+def test_files_that_are_all_absent_are_named_with_the_root(pipeline: Pipeline, limit: int) -> None:
+    xray_table(pipeline.root / "raw", patients=1)
+    rows = [(f"P{place}", f"images/{place}.PNG") for place in range(7)]
+    write_csv(pipeline.root / "raw" / "xray.csv", ("patient_id", "path"), rows)
+    pipeline.sources({"kind": "table", "root": "raw", "modality": "xray", "csv": "xray.csv"})
+    with pytest.raises((SourceError, TooManySkipped)) as caught:
+        pipeline.cohort(f"prepare.max_skipped_fraction={limit}")
+    said = str(caught.value)
+    assert "line 2: images/0.PNG: a file that the table lists is missing\n" in said
+    assert "... and 2 more" in said
+    assert "Not one was found below raw of the source table: correct `root`, or the listed names" in said
+
+
 def test_splits_below_their_minimums_are_refused(pipeline: Pipeline) -> None:
     pipeline.sources(xray_table(pipeline.root / "raw", patients=3))
     with pytest.raises(counts.TooFewPatients, match=r"split\.minimum_patients 2"):
@@ -247,7 +272,9 @@ def test_splits_below_their_minimums_are_refused(pipeline: Pipeline) -> None:
 
 
 def frame(numbers: dict[str, int]) -> pd.DataFrame:
+    """So many positive patients in each split, and a negative one."""
     rows = [(name, f"{name}{place}", 1.0) for name, number in numbers.items() for place in range(number)]
+    rows += [(name, f"{name}-", 0.0) for name in numbers]
     made = pd.DataFrame(rows, columns=["split", "patient_id", "label:a"])
     return made.assign(modality="xray", sample_id=made.patient_id)
 
@@ -262,6 +289,26 @@ def test_few_positives_in_calibration_merge_it_with_val() -> None:
     few = counts.count(frame({"train": 20, "val": 1, "calibration": 9, "test": 5}), nobody)
     assert counts.few_positives(few) == {"xray": ["a"]}
     counts.check(few, settings)
+
+
+def test_val_that_nothing_can_be_chosen_on_is_refused_though_calibration_has_positives() -> None:
+    nobody = pd.DataFrame({"patient_id": [], "split": []})
+    numbers = {"train": 20, "val": 0, "calibration": 9, "test": 5}
+    with pytest.raises(counts.TooFewPatients, match="xray: val has no label with both positives and negativ"):
+        counts.check(counts.count(frame(numbers), nobody), cohort.Params().split)
+    relaxed = cohort.Params().split.model_copy(update={"minimum_positives": 0})
+    counts.check(counts.count(frame(numbers), nobody), relaxed)
+    other = frame({"train": 20, "val": 3, "calibration": 12, "test": 5})
+    both = frame(numbers).merge(other.rename(columns={"label:a": "label:b"}), how="outer")
+    counts.check(counts.count(both, nobody), cohort.Params().split)
+
+
+def test_a_split_of_positives_alone_is_refused() -> None:
+    nobody = pd.DataFrame({"patient_id": [], "split": []})
+    table = frame({"train": 20, "val": 3, "calibration": 12, "test": 5})
+    alone = table[(table["split"] != "train") | (table["label:a"] == 1)]
+    with pytest.raises(counts.TooFewPatients, match="xray: train has no label with both"):
+        counts.check(counts.count(alone, nobody), cohort.Params().split)
 
 
 def test_unknown_labels_count_for_nothing() -> None:

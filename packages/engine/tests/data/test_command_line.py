@@ -100,9 +100,11 @@ def test_near_command_is_suggested(radfuse: Callable[..., Any]) -> None:
     assert "'cohort'" in radfuse("cohrt").err
 
 
-def test_failure_is_one_message_and_exit_code_1(radfuse: Callable[..., Any], tmp_path: Path) -> None:
+def test_failure_of_the_settings_is_one_message_and_exit_code_2(
+    radfuse: Callable[..., Any], tmp_path: Path
+) -> None:
     ran = radfuse("cohort", "--params", tmp_path / "params.yaml")
-    assert (ran.code, ran.out) == (1, "")
+    assert (ran.code, ran.out) == (2, "")
     assert ran.err.startswith("radfuse: expected the parameters in")
 
 

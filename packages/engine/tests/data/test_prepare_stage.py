@@ -16,7 +16,8 @@ from filelock import FileLock
 from pipelines import MR_VOLUME, RADIOGRAPH, Pipeline, Toy, xray_table
 from volumes import write_case, write_nifti, write_series
 
-from radfuse.engine.errors import MissingStage, SettingsError, TooManySkipped
+from radfuse.engine import freshness
+from radfuse.engine.errors import MissingStage, SettingsError, StaleError, TooManySkipped
 from radfuse.engine.preparing import decoding, stage, workers
 from radfuse.engine.preparing.decoding import Finished, Job, Skipped
 from radfuse.engine.preparing.journal import Journal
@@ -79,6 +80,120 @@ def test_changed_image_or_recipe_makes_arrays_anew(chests: Pipeline) -> None:
     image = chests.root / "raw" / "images" / "000_0.png"
     image.write_bytes((chests.root / "raw" / "images" / "001_0.png").read_bytes())
     assert chests.prepare("xray").digest != first.digest
+
+
+def twins(pipeline: Pipeline) -> None:
+    """Two sources of one list, so that everyone has two ids, and some are in two splits."""
+    source = {**xray_table(pipeline.root / "raw", patients=24), "public": True}
+    pipeline.sources({**source, "name": "first"}, {**source, "name": "second"})
+    pipeline.cohort()
+
+
+def test_images_of_two_splits_that_are_the_same_are_named(
+    pipeline: Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    twins(pipeline)
+    result = pipeline.prepare("xray")
+    rows = pipeline.prepared("xray").rows()
+    splits = rows.groupby("sha256")["split"].agg(set)
+    leaked = splits[splits.map(len) > 1]
+    assert pipeline.prepared("xray").stamp["twins_across_splits"] == len(leaked) > 5
+    (said,) = (one.getMessage() for one in caplog.records if one.levelname == "WARNING")
+    assert f"LEAK? xray: {len(leaked)} prepared images are in more than one split" in said
+    assert f"... and {len(leaked) - 5} more" in said
+    assert "patient_namespace" in said
+    lines = [line for line in said.splitlines() if line.startswith("  i")]
+    assert len(lines) == 5
+    known = rows.set_index("sample_id")
+    for line in lines:
+        one, other = (part.split(" ") for part in line.strip().split(" and "))
+        assert known.loc[one[0], "sha256"] == known.loc[other[0], "sha256"]
+        assert [one[1], other[1]] == [f"({known.loc[name, 'split']})" for name in (one[0], other[0])]
+        assert one[1] != other[1]
+    assert pipeline.prepare("xray").digest == result.digest
+
+
+def test_images_of_one_split_may_be_the_same(pipeline: Pipeline, caplog: pytest.LogCaptureFixture) -> None:
+    source = {**xray_table(pipeline.root / "raw", patients=12), "patient_namespace": "hospital"}
+    pipeline.sources({**source, "name": "first"}, {**source, "name": "second"})
+    pipeline.cohort()
+    pipeline.prepare("xray")
+    assert pipeline.prepared("xray").stamp["twins_across_splits"] == 0
+    assert not [one for one in caplog.records if one.levelname == "WARNING"]
+
+
+def test_command_warns_of_images_that_are_in_two_splits(pipeline: Pipeline) -> None:
+    twins(pipeline)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from pipelines import Toy\n"
+        "from radfuse.engine import modality; modality.modality = Toy\n"
+        "from radfuse.engine.cli import run\n"
+        "sys.exit(run(['prepare', 'xray', '--params', sys.argv[2], '--set', 'prepare.workers=1']))"
+    )
+    words = [sys.executable, "-c", code, Path(__file__).parent / "helpers", pipeline.file]
+    ran = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "LEAK? xray" in ran.stderr
+
+
+def relabelled(pipeline: Pipeline) -> None:
+    table = pipeline.root / "raw" / "xray.csv"
+    table.write_text(table.read_text().replace("000_0.png,0", "000_0.png,1"))
+    pipeline.cohort()
+
+
+def check(pipeline: Pipeline) -> None:
+    toy = Toy("xray")
+    freshness.check_prepared(pipeline.places, toy, toy.prepare_settings(), pipeline.prepared("xray"))
+
+
+def test_labels_that_were_corrected_since_make_the_arrays_stale(chests: Pipeline) -> None:
+    chests.prepare("xray")
+    check(chests)
+    relabelled(chests)
+    with pytest.raises(StaleError, match=r"stale: .*label:Mass of 1 samples.*`radfuse prepare xray`"):
+        check(chests)
+    chests.prepare("xray")
+    check(chests)
+
+
+def test_samples_that_came_or_went_since_make_the_arrays_stale(chests: Pipeline) -> None:
+    chests.prepare("xray")
+    table = chests.root / "raw" / "xray.csv"
+    whole = table.read_text()
+    table.write_text("".join(line for line in whole.splitlines(keepends=True) if "001_1.png" not in line))
+    chests.cohort()
+    with pytest.raises(StaleError, match="1 of its samples are not in the cohort at hand"):
+        check(chests)
+    chests.prepare("xray")
+    table.write_text(whole)
+    chests.cohort()
+    with pytest.raises(StaleError, match="the cohort has 1 samples that were not prepared"):
+        check(chests)
+
+
+def test_image_that_changed_hands_makes_the_arrays_stale(chests: Pipeline) -> None:
+    """The same patients in the same splits, so that the split's digest is the same, too."""
+    chests.prepare("xray")
+    table = chests.root / "raw" / "xray.csv"
+    table.write_text(table.read_text().replace("Patient-000,images/000_1", "Patient-001,images/000_1"))
+    chests.cohort()
+    with pytest.raises(StaleError, match=r"differs in patient_id of 1 samples"):
+        check(chests)
+
+
+def test_arrays_without_a_cohort_are_compared_with_nothing(chests: Pipeline) -> None:
+    chests.prepare("xray")
+    relabelled(chests)
+    chests.places.cohort.unlink()
+    check(chests)
+
+
+def test_samples_that_could_not_be_read_do_not_make_the_arrays_stale(chests: Pipeline) -> None:
+    (chests.root / "raw" / "images" / "001_1.png").write_bytes(b"nothing")
+    chests.cohort()
+    chests.prepare("xray", None, "prepare.max_skipped_fraction=0.2")
+    check(chests)
 
 
 def test_interrupted_run_keeps_what_was_finished(chests: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

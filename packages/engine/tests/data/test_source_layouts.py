@@ -360,7 +360,8 @@ def test_table_places_patients_by_a_column(tmp_path: Path) -> None:
         (("path", "patient_id", "Mass"), ("a.png", "", "1"), "the patient's id"),
         (("path", "Mass", "Mass"), ("a.png", "1", "1"), "twice"),
         (("path", "Mass"), ("a.png", "1", "2"), "expected 2 fields"),
-        (("path;Mass",), ("a.png;1",), "delimiter"),
+        (("path", "patient_id", "Mass"), ("a.png", "NaN", "1"), "the patient's id .* got 'NaN'"),
+        (("path;Mass",), ("a.png;1",), "delimiter: ';'"),
     ],
 )
 def test_odd_table_says_what_is_wrong(
@@ -369,6 +370,43 @@ def test_odd_table_says_what_is_wrong(
     write_png(tmp_path / "a.png")
     with pytest.raises(SourceError, match=said):
         records(table(tmp_path, header, row, labels=["Mass"]))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['"path";"Mass"\n"a.png";"1"\n', 'path;Mass\n"a.png";"1"\n', '"a, b";"path";"Mass"\n"1";"a.png";"1"\n'],
+)
+def test_quoted_fields_apart_by_semicolons_bring_the_option_to_mind(tmp_path: Path, text: str) -> None:
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(SourceError, match="set `delimiter: ';'`"):
+        records(source(tmp_path, "table", csv="list.csv", modality="xray"))
+
+
+def test_field_with_a_stray_quote_is_no_question_of_semicolons(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text('path,Mass\n"a" b.png,1\n')
+    with pytest.raises(SourceError, match="cannot be read as a CSV: ',' expected"):
+        records(source(tmp_path, "table", csv="list.csv", modality="xray"))
+
+
+@pytest.mark.parametrize("text", ["nan", "NaN", "None", "null", "NA", "<NA>"])
+def test_what_pandas_writes_for_nothing_is_nothing(tmp_path: Path, text: str) -> None:
+    for name in ("a.png", "b.png"):
+        write_png(tmp_path / name)
+    header = ("path", "patient_id", "study_id", "site", "view", "fold", "Mass")
+    row = ("a.png", "P1", text, text, text, text, text)
+    (one,) = records(table(tmp_path, header, row, labels=["Mass"], split="fold"))
+    assert (one.study, one.attributes.site, one.attributes.view, one.split) == ("P1", "", "", None)
+    assert math.isnan(one.labels["Mass"])
+    nobody = table(tmp_path, header[:2], ("a.png", text), ("b.png", text))
+    with pytest.raises(SourceError, match=r"line 2: expected the patient's id in 'patient_id', got"):
+        records(nobody)
+
+
+def test_one_path_has_one_name_however_it_is_spelt(tmp_path: Path) -> None:
+    write_png(tmp_path / "a.png")
+    spellings = ("a.png", "./a.png", ".//a.png", str(tmp_path / "a.png"))
+    found = table(tmp_path, ("path", "patient_id"), *((name, "P") for name in spellings))
+    assert {one.sample for one in records(found)} == {"a.png"}
 
 
 def test_table_warns_when_nothing_tells_patients_apart(

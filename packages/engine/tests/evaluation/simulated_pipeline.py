@@ -183,7 +183,8 @@ def write_model(places: Places, modality: str, value: float = 0.0) -> str:
 def write_predictions(
     places: Places, modality: str, table: pd.DataFrame, split_digest: str = SPLIT_DIGEST
 ) -> None:
-    """The prediction table of the model that is published, calibrated."""
+    """The prediction table of the model that is published, calibrated; the cohort is told its labels."""
+    tell_cohort(places, modality, table)
     best = places.saved_models(modality) / f"{MODELS[modality]}_best.pth"
     labels = tuple(name.partition(":")[2] for name in table if name.startswith(("label:", "dice:")))
     fitted = calibration.Calibration({})
@@ -200,6 +201,18 @@ def write_predictions(
         calibration=file_digest(places.calibration(modality)),
     )
     predictions.write(places.predictions(modality), table, stamp)
+
+
+def tell_cohort(places: Places, modality: str, table: pd.DataFrame) -> None:
+    """Give the cohort's samples of a modality the labels of a table, and no others."""
+    cohort = pd.read_parquet(places.cohort)
+    told = table.set_index("sample_id").filter(regex="^label:")
+    of_modality = cohort["modality"] == modality
+    cohort.loc[of_modality, list(cohort.filter(regex="^label:"))] = np.nan
+    for name in told:
+        new = cohort["sample_id"].map(told[name])
+        cohort[name] = new.where(of_modality, cohort.get(name, np.nan))
+    cohort.to_parquet(places.cohort)
 
 
 def write_ceilings(places: Places) -> None:

@@ -73,6 +73,44 @@ def test_a_patient_in_two_splits_within_one_table_is_named(places: Places) -> No
         agreement.agreeing_tables(places)
 
 
+def test_labels_that_were_corrected_since_make_a_table_stale(places: Places) -> None:
+    cohort = pd.read_parquet(places.cohort)
+    of_ct = cohort.index[cohort["modality"] == "ct"]
+    cohort.loc[of_ct[3], "label:malignant"] = 1 - cohort.loc[of_ct[3], "label:malignant"]
+    cohort.to_parquet(places.cohort)
+    said = (
+        r"predictions of ct are stale: .*label:malignant of 1 samples.*`radfuse prepare ct`.*predict-split ct"
+    )
+    with pytest.raises(StaleError, match=said):
+        agreement.agreeing_tables(places)
+
+
+@pytest.mark.parametrize("change", ["a label more", "a label less"])
+def test_other_labels_in_the_cohort_make_a_table_stale(places: Places, change: str) -> None:
+    cohort = pd.read_parquet(places.cohort)
+    of_ct = cohort["modality"] == "ct"
+    if change == "a label more":
+        cohort["label:spiculated"] = of_ct.astype(float)
+    else:
+        cohort = cohort.drop(columns="label:malignant")
+    cohort.to_parquet(places.cohort)
+    with pytest.raises(StaleError, match="predictions of ct are stale: the cohort at hand has the labels"):
+        agreement.agreeing_tables(places)
+
+
+def test_a_sample_that_the_cohort_lost_makes_a_table_stale(places: Places) -> None:
+    cohort = pd.read_parquet(places.cohort)
+    lost = cohort.loc[cohort["modality"] == "mri", "sample_id"].iloc[0]
+    cohort[cohort["sample_id"] != lost].to_parquet(places.cohort)
+    with pytest.raises(StaleError, match=f"mri are stale: 1 of its samples are not .* {lost}"):
+        agreement.agreeing_tables(places)
+
+
+def test_tables_without_a_cohort_are_compared_with_nothing(places: Places) -> None:
+    places.cohort.unlink()
+    assert list(agreement.agreeing_tables(places)) == ["ct", "mri", "xray"]
+
+
 def test_no_tables_at_all_say_what_makes_them(places: Places) -> None:
     for path in places.predictions_folder.glob("*.parquet"):
         path.unlink()

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import norm
 
 from radfuse.engine import weighted
-from radfuse.engine.bootstrap import Bootstrap, Interval
+from radfuse.engine.bootstrap import Bootstrap
 
 AUROC = 0.85
 SHIFT = norm.ppf(AUROC) * np.sqrt(2)
@@ -72,10 +72,62 @@ def test_a_paired_difference_is_narrower_than_two_figures_apart() -> None:
 def test_a_figure_that_resamples_hardly_define_has_no_interval() -> None:
     truth = np.zeros(200)
     truth[0] = 1
-    often = Bootstrap(names(200)).interval(weighted.auroc(truth, np.arange(200.0)))
-    assert math.isfinite(often.low), "one positive of 200 is drawn in 63 % of the resamples"
+    some = weighted.mean_of([weighted.auroc(one, np.arange(200.0)) for one in two_positives(200, 5)])
+    found = Bootstrap(names(200)).interval(some)
+    assert math.isfinite(found.value)
+    assert math.isnan(found.low), "all five labels are defined in 48 % of the resamples"
     never = Bootstrap(names(200)).interval(weighted.auroc(np.zeros(200), np.arange(200.0)))
     assert math.isnan(never.value) and math.isnan(never.low)
+
+
+def two_positives(patients: int, labels: int) -> Any:
+    """(labels, patients), each label with two positives of its own."""
+    truth = np.zeros((labels, patients))
+    truth[np.arange(2 * labels) // 2, np.arange(2 * labels)] = 1
+    return truth
+
+
+@pytest.mark.parametrize("method", ["percentile", "bca", "centred"])
+@pytest.mark.parametrize("patients", [20, 900])
+def test_a_figure_that_hangs_on_one_patient_has_no_interval(patients: int, method: Any) -> None:
+    truth, score = np.zeros(patients), np.random.default_rng(9).random(patients)
+    truth[5] = 1
+    bootstrap = Bootstrap(names(patients))
+    for figure in (weighted.auroc(truth, score), weighted.auroc(1 - truth, score)):
+        found = bootstrap.interval(figure, method)
+        assert math.isfinite(found.value)
+        assert math.isnan(found.low) and math.isnan(found.high)
+
+
+def test_positives_side_by_side_are_not_taken_for_one_patient() -> None:
+    truth, score = np.zeros(900), np.random.default_rng(9).random(900)
+    truth[[8, 9]] = 1
+    found = Bootstrap(names(900)).interval(weighted.auroc(truth, score))
+    assert found.low < found.value < found.high
+
+
+@pytest.mark.parametrize("patients", [1, 4])
+def test_fewer_than_five_patients_have_no_interval(patients: int) -> None:
+    values = np.arange(10.0 * patients)
+    found = Bootstrap(names(patients) * 10).interval(weighted.mean(values))
+    assert found.as_dict() == {"value": values.mean(), "low": None, "high": None}
+
+
+def test_resamples_that_are_all_alike_give_no_interval() -> None:
+    found = Bootstrap(names(30)).interval(weighted.mean([0.054] * 30))
+    assert found.as_dict() == {"value": pytest.approx(0.054), "low": None, "high": None}
+
+
+def test_the_mean_over_labels_is_of_the_same_labels_in_every_resample() -> None:
+    """A rare label that is told badly and a common one that is told well: never the latter alone."""
+    truth = np.zeros((2, 40))
+    truth[0, :3], truth[1, ::2] = 1, 1
+    figures = [weighted.auroc(truth[0], -truth[0]), weighted.auroc(truth[1], truth[1])]
+    bootstrap = Bootstrap(names(40))
+    rare, both = (bootstrap.draws(one) for one in (figures[0], weighted.mean_of(figures)))
+    assert np.isnan(rare).any()
+    assert (np.isnan(both) == np.isnan(rare)).all()
+    assert both[np.isfinite(both)] == pytest.approx(0.5)
 
 
 def test_nobody_at_all_gives_nothing() -> None:
@@ -84,10 +136,11 @@ def test_nobody_at_all_gives_nothing() -> None:
     assert found.as_dict() == {"value": None, "low": None, "high": None}
 
 
-def test_a_perfect_ranking_has_an_interval_that_ends_at_one() -> None:
+def test_a_perfect_ranking_has_no_interval() -> None:
+    """Resamples of patients who are all ranked rightly cannot tell of one who is not."""
     truth = np.array([0, 1] * 10)
     found = Bootstrap(names(20)).interval(weighted.auroc(truth, truth.astype(float)))
-    assert found == Interval(1.0, 1.0, 1.0)
+    assert found.as_dict() == {"value": 1.0, "low": None, "high": None}
 
 
 def test_a_centred_interval_holds_a_figure_that_resampling_shifts() -> None:

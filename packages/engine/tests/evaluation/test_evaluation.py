@@ -15,6 +15,8 @@ from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_s
 
 from radfuse.engine import predictions
 from radfuse.engine.cli import run
+from radfuse.engine.errors import StaleError
+from radfuse.engine.evaluation.results import check_diseases
 from radfuse.engine.places import Places
 
 ID = re.compile(r"\b[psi][0-9a-f]{12}\b")
@@ -227,3 +229,12 @@ def test_a_modality_without_test_patients_says_what_to_do(places: Places, capsys
     write_predictions(places, "mri", rows[rows["split"] != "test"])
     assert evaluate(places) == 1
     assert "split.fractions.test" in capsys.readouterr().err
+
+
+def test_an_ensemble_that_was_fitted_on_other_diseases_is_stale() -> None:
+    known = pd.DataFrame({"patient_id": ["pa", "pb", "pc"], "disease:copd": [1.0, 0.0, np.nan]})
+    rows = known.iloc[[2, 0]]
+    check_diseases(rows, known)
+    for now in (known.assign(**{"disease:copd": [0.0, 0.0, np.nan]}), known[["patient_id"]]):
+        with pytest.raises(StaleError, match=r"disease:copd.*`radfuse ensemble`"):
+            check_diseases(rows, now)

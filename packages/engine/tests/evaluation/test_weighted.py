@@ -81,10 +81,16 @@ def test_rows_none_of_which_is_known_give_no_figure() -> None:
         assert np.isnan(statistic(weights)).all()
 
 
-def test_a_mean_over_labels_takes_those_that_are_defined() -> None:
+def test_a_mean_over_labels_takes_those_that_are_defined_on_all_rows() -> None:
     whole, broken = weighted.auroc([0, 1], [0.1, 0.9]), weighted.auroc([1, 1], [0.1, 0.9])
     assert weighted.mean_of([whole, broken])(np.ones((1, 2)))[0] == 1.0
     assert np.isnan(weighted.mean_of([broken])(np.ones((1, 2)))[0])
+
+
+def test_a_weighting_without_one_of_the_labels_has_no_mean() -> None:
+    always, often = weighted.mean([1.0, 1.0, 1.0]), weighted.auroc([0, 1, 1], [0.9, 0.1, 0.2])
+    weights = np.array([[1.0, 1.0, 1.0], [1.0, 0.0, 2.0], [0.0, 1.0, 2.0]])
+    assert weighted.mean_of([always, often])(weights) == pytest.approx([0.5, 0.5, np.nan], nan_ok=True)
 
 
 def test_a_difference_is_taken_under_the_same_weights() -> None:

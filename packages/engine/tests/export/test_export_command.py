@@ -312,6 +312,15 @@ def test_damaged_checkpoint_is_refused(export: Export, pipeline) -> None:
     assert code == 1 and "filmnet_best.pth" in err and files(pipeline) == []
 
 
+def test_array_that_was_changed_is_named_and_nothing_is_exported(export: Export, pipeline) -> None:
+    (sample,) = Prepared(pipeline.places, "film").samples("val")[:1]
+    path = pipeline.places.arrays("film") / f"{sample}.npy"
+    data = path.read_bytes()
+    path.write_bytes(data[:-5] + bytes(255 - byte for byte in data[-5:]))
+    code, _, err = export("film")
+    assert code == 1 and sample in err and "radfuse prepare film" in err and files(pipeline) == []
+
+
 def test_promoted_version_stands_on_the_card(export: Export, pipeline) -> None:
     best = pipeline.places.saved_models("film") / "filmnet_best.pth"
     ckptcore.promote(best, version="1.2.0")

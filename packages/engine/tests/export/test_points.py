@@ -39,6 +39,12 @@ def test_csv_with_a_byte_order_mark_and_short_names_is_read(tmp_path: Path) -> N
     assert read_points(written(tmp_path, "\ufeffx,y,z\n1,2,3\n")) == [Point((1, 2, 3))]
 
 
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_csv_of_another_delimiter_is_read(tmp_path: Path, delimiter: str) -> None:
+    text = "\ufeffname,x_mm,y_mm,z_mm,file\na,1,2.5,-3,scan\n".replace(",", delimiter)
+    assert read_points(written(tmp_path, text)) == [Point((1, 2.5, -3), "a", "scan")]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

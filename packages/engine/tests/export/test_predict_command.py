@@ -189,6 +189,26 @@ def test_points_of_another_scan_are_not_used(
     assert code == 2 and "names other scans only" in err
 
 
+def test_row_of_points_that_names_no_scan_that_is_asked_about_is_refused(
+    ask: Ask, models: dict[str, Path], chest: Path, tmp_path: Path
+) -> None:
+    points = tmp_path / "points.csv"
+    points.write_text(f"x;y;z;file\n0;0;0;{chest.name}\n0;0;0;another/scan\n")
+    code, out, err = ask("--model", models["ct"], chest, "--points", points)
+    assert (code, out) == (2, "")
+    said = " ".join(err.replace("│", " ").split())
+    assert "points.csv, line 3: expected one of the scans" in said and "'another/scan'" in said
+
+
+def test_points_that_are_no_csv_of_points_are_wrong_usage(
+    ask: Ask, models: dict[str, Path], chest: Path, tmp_path: Path
+) -> None:
+    points = tmp_path / "points.csv"
+    points.write_text("a,b\n1,2\n")
+    code, out, err = ask("--model", models["ct"], chest, "--points", points)
+    assert (code, out) == (2, "") and "expected the columns x_mm, y_mm, z_mm" in " ".join(err.split())
+
+
 def test_points_that_name_no_scan_are_refused_for_several(
     ask: Ask, models: dict[str, Path], chest: Path, tmp_path: Path
 ) -> None:

@@ -234,14 +234,14 @@ def test_model_of_another_modality_is_refused(
     code, _, err = validate(
         "ct", "--model", xray, "--source", "nih_chestxray14", "--root", nih, "--out", tmp_path / "out"
     )
-    assert code == 1 and "expected a model of ct, got one of xray" in err
+    assert code == 2 and "expected a model of ct, got one of xray" in err
 
 
 def test_unknown_source_is_refused(validate: Validate, xray: Path, nih: Path, tmp_path: Path) -> None:
     code, _, err = validate(
         "xray", "--model", xray, "--source", "nih", "--root", nih, "--out", tmp_path / "out"
     )
-    assert code == 1 and "--source nih: expected the name of a source" in err and "nih_chestxray14" in err
+    assert code == 2 and "--source nih: expected the name of a source" in err and "nih_chestxray14" in err
 
 
 def test_source_without_the_modality_is_refused(validate: Validate, nih: Path, tmp_path: Path) -> None:

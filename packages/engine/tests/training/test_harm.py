@@ -17,7 +17,7 @@ from trainable import toy_pipeline
 
 import ckptcore
 from radfuse.engine import tracking
-from radfuse.engine.errors import RadfuseError
+from radfuse.engine.errors import DamagedArray, RadfuseError
 from radfuse.engine.prepared import Prepared
 
 FILLER = "filler"
@@ -94,7 +94,7 @@ def test_a_read_only_disk_is_told_and_nothing_is_lost(tmp_path, small_disk):
     assert ckptcore.read_header(torn.models / "tiny_best.pth").model_digest == result(whole)[2]
 
 
-@pytest.mark.parametrize("harm", ["cut", "gone", "other shape"])
+@pytest.mark.parametrize("harm", ["cut", "gone", "other shape", "other bytes"])
 def test_an_array_that_was_harmed_is_named_with_what_to_do_and_training_goes_on_when_it_is_back(
     tmp_path, harm
 ):
@@ -108,13 +108,29 @@ def test_an_array_that_was_harmed_is_named_with_what_to_do_and_training_goes_on_
         path.write_bytes(good[:-20])
     elif harm == "gone":
         path.unlink()
-    else:
+    elif harm == "other shape":
         np.save(path, np.zeros((9, 9), np.uint8))
+    else:
+        path.write_bytes(good[:-5] + bytes(255 - byte for byte in good[-5:]))
     with pytest.raises(RadfuseError, match=rf"{sample}.*radfuse prepare"):
         torn.train()
     path.write_bytes(good)
     torn.train()
     assert_same(result(whole), result(torn))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_no_held_out_sample_is_predicted_from_an_array_that_was_changed(tmp_path, workers):
+    pipeline = toy_pipeline(tmp_path)
+    pipeline.train()
+    sample = Prepared(pipeline.places, "toy").samples("test")[-1]
+    path = pipeline.places.arrays("toy") / f"{sample}.npy"
+    good = path.read_bytes()
+    path.write_bytes(good[:-5] + bytes(255 - byte for byte in good[-5:]))
+    with pytest.raises(DamagedArray, match=rf"{sample}.*not those that were prepared.*radfuse prepare toy"):
+        pipeline.predict(f"predict.workers={workers}")
+    path.write_bytes(good)
+    pipeline.predict(f"predict.workers={workers}")
 
 
 def test_of_two_commands_at_once_one_trains_and_the_other_publishes_the_same(tmp_path):

@@ -1,17 +1,40 @@
 """MLflow's side of a training."""
 
 import logging
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
 
 import pytest
 from stopping import stop_at
-from trainable import toy_pipeline
+from trainable import Pipeline, toy_pipeline
 
 import ckptcore
 from ckptcore.signals import TrainingInterrupted
 from radfuse.engine import tracking
+from radfuse.engine.places import Places
 from radfuse.engine.promoting import promote
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
+CONNECT = """
+import sys, time
+from pathlib import Path
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from radfuse.engine import tracking
+from radfuse.engine.places import Places
+@event.listens_for(Engine, "after_cursor_execute")
+def stay(connection, cursor, statement, *rest):
+    if "CREATE TABLE _alembic_tmp_params" in statement:
+        print("half made", flush=True)
+        time.sleep(600)
+tracking.connect(Places(Path(sys.argv[1])))
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +93,42 @@ def test_an_unreachable_tracker_is_told_once_and_the_local_files_are_complete(tm
     with caplog.at_level(logging.WARNING, "radfuse"):
         assert promote(pipeline.params(), pipeline.places, "toy", version="1.0.0").version == "1.0.0"
     assert "version 1.0.0 is made, but MLflow's registry cannot be written" in caplog.text
+
+
+def test_a_process_that_is_killed_while_it_makes_the_database_leaves_nothing_in_the_way(tmp_path):
+    command = [sys.executable, "-c", CONNECT, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as making:
+        assert making.stdout.readline() == "half made\n"
+        os.killpg(making.pid, signal.SIGKILL)
+    client = tracking.connect(Places(tmp_path))
+    assert [one.name for one in client.search_experiments()] == ["Default"]
+    client.create_experiment("another")
+    assert {path.name for path in tmp_path.iterdir()} <= {"mlflow.db", "mlflow.db.lock"}
+
+
+def test_what_sqlite_left_beside_a_database_that_was_moved_away_is_not_taken_for_the_new_one(tmp_path):
+    for name in ("mlflow.db-journal", "mlflow.db.unfinished", "mlflow.db.unfinished-journal"):
+        (tmp_path / name).write_bytes(b"of another database")
+    assert tracking.connect(Places(tmp_path)).search_experiments()
+    assert {path.name for path in tmp_path.iterdir()} <= {"mlflow.db", "mlflow.db.lock"}
+
+
+def test_a_database_that_mlflow_cannot_open_is_told_with_what_to_do(tmp_path, caplog):
+    pipeline = toy_pipeline(tmp_path / "old", block={"mlflow": True})
+    with closing(sqlite3.connect(pipeline.places.mlflow_database)) as half_made:
+        half_made.execute("CREATE TABLE _alembic_tmp_params (key TEXT)")
+        half_made.execute("CREATE TABLE params (key TEXT)")
+    with caplog.at_level(logging.WARNING, "radfuse"):
+        assert pipeline.train().epochs_finished == 2
+    (told,) = [one.getMessage() for one in caplog.records if "MLflow cannot be written" in one.getMessage()]
+    assert "mlflow.db cannot be opened" in told and "move it away" in told and "local history" in told
+    # Elsewhere, as this process has the old one open: MLflow keeps its connections.
+    shutil.copytree(tmp_path / "old", tmp_path / "new", ignore=shutil.ignore_patterns("mlflow.db*"))
+    pipeline = Pipeline(tmp_path / "new", "toy", {"size": 8}, {"mlflow": True})
+    pipeline.train(resume=str(pipeline.works()[0] / "tiny_latest.pth"))
+    client = tracking.connect(pipeline.places)
+    (run,) = client.search_runs([client.get_experiment_by_name("radfuse-toy").experiment_id])
+    assert len(client.get_metric_history(run.info.run_id, "val_auc")) == 2
 
 
 def test_nested_values_become_dotted_ones():

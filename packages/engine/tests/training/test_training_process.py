@@ -91,14 +91,30 @@ def test_the_commands_train_predict_and_promote(toy, capsys):
     assert run(["promote", *base, "--version", "1.1.0"]) == 1
     assert "1.1.0" in capsys.readouterr().err
     assert run(["promote", *base]) == 2
+    capsys.readouterr()
+    assert run(["promote", *base, "--version", "1.0"]) == 2
+    assert "expected a version of three numbers such as 1.2.0, got '1.0'" in capsys.readouterr().err
 
 
 def test_an_error_is_one_message_and_no_traceback(toy, capsys):
-    assert run(["train", "toy", "--params", str(toy.file), "--resume", "nowhere.pth"]) == 1
+    assert run(["train", "toy", "--params", str(toy.file), "--resume", "nowhere.pth"]) == 2
     said = capsys.readouterr().err
     assert "expected a file, got nowhere.pth" in said and "Traceback" not in said
     assert run(["train", "tyo", "--params", str(toy.file)]) == 2
     assert "did you mean 'toy'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("train.toy.batchsize=8", "did you mean 'batch_size'?"),
+        ("train.toy", "expected dotted.key=value, got 'train.toy'"),
+        ("train.toy.batch_size=1", "train.toy.batch_size: expected at least 2"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_wrong_usage(toy, capsys, setting, said):
+    assert run(["train", "toy", "--params", str(toy.file), "--set", setting]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_the_log_tells_no_path_that_begins_at_the_root(toy, capsys):

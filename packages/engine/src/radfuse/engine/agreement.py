@@ -6,6 +6,7 @@ What is computed from tables that do not agree looks like any other result and m
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from ckptcore import read_header
 from ckptcore.semver import is_version
 from radfuse.engine import predictions
 from radfuse.engine.errors import MissingStage, StaleError
+from radfuse.engine.freshness import difference
 from radfuse.engine.places import Places, require
 from radfuse.engine.split import check_disjoint
 from radfuse.engine.tables import DICE, LABEL, columns
@@ -49,7 +51,7 @@ def agreeing_tables(places: Places) -> dict[str, Table]:
 
     Raises:
         MissingStage: there is no table, or no split.
-        StaleError: a table was made from another model or split than those at hand.
+        StaleError: a table was made from another model, split or cohort than those at hand.
         LeakageError: a patient is in more than one split.
     """
     digest = split_digest(places)
@@ -66,6 +68,7 @@ def agreeing_tables(places: Places) -> dict[str, Table]:
         _check_split(stamp.split_digest, digest, path.stem)
         check_model(places, path.stem, stamp.model_digest, f"radfuse predict-split {path.stem}")
     check_disjoint({"patients": patients(places)} | {name: table.frame for name, table in tables.items()})
+    _check_truth(places, tables)
     return tables
 
 
@@ -128,9 +131,28 @@ def _check_split(stamped: str, digest: str, modality: str) -> None:
     if stamped != digest:
         raise StaleError(
             f"the predictions of {modality} were made on the split {stamped[:12]}, and the split at hand is "
-            f"{digest[:12]}; run `radfuse prepare {modality}`, `radfuse train {modality}` and "
-            f"`radfuse predict-split {modality}` again."
+            f"{digest[:12]}; {_anew(modality)}"
         )
+
+
+def _check_truth(places: Places, tables: Mapping[str, Table]) -> None:
+    """Labels may have been corrected since; figures and ensembles must be of those at hand."""
+    import pandas as pd
+
+    if not places.cohort.is_file():
+        return
+    cohort = pd.read_parquet(places.cohort)
+    for name, table in tables.items():
+        found = difference(table.frame, cohort, name, labels=not table.segments)
+        if found:
+            raise StaleError(f"the predictions of {name} are stale: {found}; {_anew(name)}")
+
+
+def _anew(modality: str) -> str:
+    return (
+        f"run `radfuse prepare {modality}`, `radfuse train {modality}` and "
+        f"`radfuse predict-split {modality}` again."
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:

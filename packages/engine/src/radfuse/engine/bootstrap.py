@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from scipy.stats import norm
 
+from radfuse.engine.subgroups import FEWEST_PATIENTS
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -23,6 +25,8 @@ _CHUNK_BYTES = 64 << 20
 _MOST_LEFT_OUT = 200
 _FEWEST_DEFINED = 0.5
 """Below this share of resamples that have the figure at all, there is no interval."""
+_NO_WIDTH = 1e-12
+"""Resamples that differ by no more than their rounding tell nothing of how far off a figure may be."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Interval:
 
     Attributes:
         value: of the patients at hand; NaN where it is not defined.
-        low: lower end, NaN where the resamples hardly ever define the figure.
+        low: lower end, NaN where the resamples say nothing of it (see `Bootstrap.interval`).
         high: upper end.
     """
 
@@ -81,6 +85,10 @@ class Bootstrap:
     def interval(self, statistic: Statistic, method: Method | None = None) -> Interval:
         """The figure of the rows at hand, and its interval.
 
+        There is none from fewer than `FEWEST_PATIENTS`, where the figure hangs on one patient (an AUROC with
+        one positive), where most resamples do not define it, and where all of them give the same: the
+        percentiles would then be as close together as if a great many patients had been measured.
+
         Args:
             statistic: of `radfuse.engine.weighted`, over the same rows as the patients were given for.
             method: another one than the usual. "centred" moves the percentiles so that the resamples' median
@@ -92,14 +100,23 @@ class Bootstrap:
         value = float(statistic(np.ones((1, len(self._patient_of))))[0])
         draws = self.draws(statistic)
         draws = draws[np.isfinite(draws)]
-        if not np.isfinite(value) or len(draws) < max(1.0, _FEWEST_DEFINED * len(self._counts)):
-            return Interval(value, float("nan"), float("nan"))
+        nothing = Interval(value, float("nan"), float("nan"))
+        if (
+            not np.isfinite(value)
+            or self.patients < FEWEST_PATIENTS
+            or len(draws) < max(1.0, _FEWEST_DEFINED * len(self._counts))
+        ):
+            return nothing
+        without = self._leaving_out(statistic)
+        if without is None:
+            return nothing
         tails = (1 - self._confidence) / 2, (1 + self._confidence) / 2
         method = method or self._method
         if method == "bca":
-            tails = self._corrected(tails, value, draws, statistic)
+            tails = self._corrected(tails, value, draws, without)
         low, high = np.quantile(draws, tails) + (value - np.median(draws) if method == "centred" else 0.0)
-        return Interval(value, float(low), float(high))
+        flat = high - low <= _NO_WIDTH * max(1.0, abs(value))
+        return nothing if flat else Interval(value, float(low), float(high))
 
     def draws(self, statistic: Statistic) -> NDArray[np.float64]:
         """(R,) the figure in every resample."""
@@ -112,24 +129,38 @@ class Bootstrap:
             yield counts[start : start + rows][:, self._patient_of].astype(np.float64)
 
     def _corrected(
-        self, tails: tuple[float, float], value: float, draws: NDArray[np.float64], statistic: Statistic
+        self,
+        tails: tuple[float, float],
+        value: float,
+        draws: NDArray[np.float64],
+        without: NDArray[np.float64],
     ) -> tuple[float, float]:
         """Tails moved for median bias and for how the figure's spread changes with it (Efron 1987)."""
         below = np.mean(draws < value) + np.mean(draws == value) / 2
         bias = norm.ppf(np.clip(below, 0.5 / len(draws), 1 - 0.5 / len(draws)))
-        deviation = self._jackknife(statistic)
+        deviation = without.mean() - without if without.size else without
         scale = 6 * (deviation**2).sum() ** 1.5
         acceleration = (deviation**3).sum() / scale if scale > 0 else 0.0
         shifted = bias + norm.ppf(tails)
         low, high = norm.cdf(bias + shifted / (1 - acceleration * shifted))
         return float(low), float(high)
 
-    def _jackknife(self, statistic: Statistic) -> NDArray[np.float64]:
-        """How the figure moves when one patient is left out; of very many, an equal group of them."""
+    def _leaving_out(self, statistic: Statistic) -> NDArray[np.float64] | None:
+        """The figure when one patient is left out, of very many patients an equal group of them.
+
+        None where it hangs on one patient: without them it is not defined.
+        """
         groups = min(self.patients, _MOST_LEFT_OUT)
         group_of = np.arange(self.patients) * groups // self.patients
-        counts = (np.arange(groups)[:, None] != group_of).astype(np.uint8)
-        figures = np.concatenate([statistic(weights) for weights in self._weights(counts)])
-        figures = figures[np.isfinite(figures)]
-        moved: NDArray[np.float64] = figures.mean() - figures if figures.size else figures
-        return moved
+        figures = self._without(group_of, np.arange(groups), statistic)
+        # A group may hold all positives where none of its patients alone does.
+        doubtful = np.flatnonzero(np.isin(group_of, np.flatnonzero(~np.isfinite(figures))))
+        alone = self._without(np.arange(self.patients), doubtful, statistic)
+        return figures[np.isfinite(figures)] if np.isfinite(alone).all() else None
+
+    def _without(
+        self, group_of: NDArray[Any], left_out: NDArray[Any], statistic: Statistic
+    ) -> NDArray[np.float64]:
+        """The figure without each of some groups of patients."""
+        counts = (left_out[:, None] != group_of).astype(np.uint8)
+        return np.concatenate([np.zeros(0), *(statistic(weights) for weights in self._weights(counts))])

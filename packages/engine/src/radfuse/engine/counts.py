@@ -17,6 +17,8 @@ DISEASES = "diseases"
 FEW_POSITIVES = 10
 """With fewer in ``calibration``, a temperature says little: ``val`` and ``calibration`` are used together."""
 
+_NOT_TOLD = "has no label with both positives and negatives, without which nothing can be trained"
+
 Counts = dict[str, dict[str, dict[str, Any]]]
 
 
@@ -38,8 +40,9 @@ def count(cohort: pd.DataFrame, patients: pd.DataFrame) -> Counts:
         patients: one row a patient.
 
     Returns:
-        ``{"xray": {"train": {"patients": 3, "samples": 4, "positives": {"Mass": 1}}, ...}, ...}``; positives
-        are patients with at least one positive sample.
+        ``{"xray": {"train": {"patients": 3, "samples": 4, "positives": {"Mass": 1}, "negatives": {"Mass":
+        2}}, ...}, ...}``; positives are patients with at least one positive sample, negatives those with at
+        least one negative.
     """
     found: Counts = {}
     for modality in sorted(cohort[MODALITY].unique()):
@@ -58,8 +61,12 @@ def _of_split(rows: pd.DataFrame, labels: Mapping[str, str]) -> dict[str, Any]:
     return {
         "patients": int(rows[PATIENT].nunique()),
         "samples": len(rows),
-        "positives": {
-            name: int(rows.loc[rows[column] == 1, PATIENT].nunique()) for name, column in labels.items()
+        **{
+            what: {
+                name: int(rows.loc[rows[column] == value, PATIENT].nunique())
+                for name, column in labels.items()
+            }
+            for what, value in (("positives", 1), ("negatives", 0))
         },
     }
 
@@ -78,7 +85,8 @@ def few_positives(counts: Counts) -> dict[str, list[str]]:
 def check(counts: Counts, settings: SplitSettings) -> None:
     """Compare counts with the minimums of params.yaml.
 
-    Where few positives merge ``val`` and ``calibration``, the two are counted together.
+    Where few positives merge ``val`` and ``calibration``, the two are counted together; but training chooses
+    its checkpoint on ``val`` alone, which must have positives and negatives of one label at least.
 
     Raises:
         TooFewPatients: some are missed; each is named with its number.
@@ -96,6 +104,9 @@ def check(counts: Counts, settings: SplitSettings) -> None:
                 number = sum(splits[split]["positives"][label] for split in group)
                 if number < settings.minimum_positives:
                     troubles.append(f"{name}: {'+'.join(group)} has {number} patients with {label}")
+        if name != DISEASES and settings.minimum_positives:
+            untold = [split for split in ("train", "val") if not _told(splits[split])]
+            troubles += [f"{name}: {split} {_NOT_TOLD}" for split in untold]
     if troubles:
         shown = "\n  ".join(troubles[:20])
         more = f"\n  ... and {len(troubles) - 20} more" if len(troubles) > 20 else ""
@@ -106,6 +117,12 @@ def check(counts: Counts, settings: SplitSettings) -> None:
             "Add patients, try another split.seed, fix a stratified assignment with split.lock, leave the "
             "label out, or lower the minimum; a figure without positives is not defined and shown as such."
         )
+
+
+def _told(found: Mapping[str, Any]) -> bool:
+    """Whether training has something to learn, or to choose a checkpoint by; without labels it need not."""
+    labels = found["positives"]
+    return not labels or any(labels[name] and found["negatives"][name] for name in labels)
 
 
 def _groups(merged: bool) -> tuple[tuple[str, ...], ...]:

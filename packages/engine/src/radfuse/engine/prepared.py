@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from radfuse.engine.digests import file_digest
 from radfuse.engine.errors import DamagedArray
 from radfuse.engine.places import Places, require
 from radfuse.engine.tables import SAMPLE
@@ -26,6 +27,9 @@ SPACING = ("spacing_mm_d", "spacing_mm_h", "spacing_mm_w")
 @dataclass(frozen=True)
 class Prepared:
     """What `radfuse prepare` made of one modality. It may be sent to another process; nothing is held open.
+
+    A file is compared with the manifest's SHA-256 before it is read for the first time, once in each process.
+    Where the manifest has none for it (its column is missing or empty), nothing can be compared.
 
     Attributes:
         places: of the pipeline.
@@ -50,12 +54,20 @@ class Prepared:
         return pd.read_parquet(require(self.places.manifest(self.modality), self._command))
 
     def array(self, sample_id: str) -> NDArray[Any]:
-        """The array of a sample, mapped read-only from its file: only what is touched takes memory."""
+        """The array of a sample, mapped read-only from its file: only what is touched takes memory.
+
+        Raises:
+            DamagedArray: it is missing, cut, or not the one that was prepared.
+        """
         mapped: NDArray[Any] = self._mapped(sample_id, ARRAY_SUFFIX)
         return mapped
 
     def mask(self, sample_id: str) -> NDArray[np.uint8]:
-        """The segmentation of a sample, mapped read-only: (D, H, W) class indices."""
+        """The segmentation of a sample, mapped read-only: (D, H, W) class indices.
+
+        Raises:
+            DamagedArray: it is missing, cut, or not the one that was prepared.
+        """
         mapped: NDArray[np.uint8] = self._mapped(sample_id, MASK_SUFFIX)
         return mapped
 
@@ -63,7 +75,8 @@ class Prepared:
     def stamp(self) -> Mapping[str, Any]:
         """What ``manifest.json`` says.
 
-        Its keys are ``digest``, ``spec``, ``labels``, ``classes``, ``counts``, ``split_digest``, ``skipped``.
+        Its keys are ``digest``, ``spec``, ``labels``, ``classes``, ``counts``, ``split_digest``, ``skipped``,
+        ``twins_across_splits``.
 
         Raises:
             MissingStage: the modality has not been prepared.
@@ -105,13 +118,37 @@ class Prepared:
         path = require(self.places.manifest_stamp(self.modality), self._command)
         return dict(json.loads(path.read_text(encoding="utf-8")))
 
+    @cached_property
+    def _digests(self) -> dict[str, str]:
+        """SHA-256 by file name, of all files that the manifest has one for."""
+        rows = self.rows()
+        columns = {"sha256": ARRAY_SUFFIX, "mask_sha256": MASK_SUFFIX}
+        return {
+            f"{sample}{suffix}": digest
+            for column, suffix in columns.items()
+            if column in rows
+            for sample, digest in zip(rows[SAMPLE], rows[column], strict=True)
+            if digest
+        }
+
+    @cached_property
+    def _checked(self) -> set[str]:
+        """Names of the files that have been compared."""
+        return set()
+
     def _mapped(self, sample_id: str, suffix: str) -> Any:
         """Raises `DamagedArray` where there is no whole array."""
         import numpy as np
 
         path = self.places.arrays(self.modality) / f"{sample_id}{suffix}"
+        digest = self._digests.get(path.name)
         try:
-            return np.load(path, mmap_mode="r", allow_pickle=False)
+            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+            if digest is not None and path.name not in self._checked:
+                if file_digest(path) != digest:
+                    raise ValueError("its bytes are not those that were prepared")
+                self._checked.add(path.name)
+            return mapped
         # What NumPy raises for a file that was cut depends on where.
         except (OSError, ValueError, EOFError, SyntaxError) as error:
             reason = "it is missing" if isinstance(error, FileNotFoundError) else f"it is damaged: {error}"

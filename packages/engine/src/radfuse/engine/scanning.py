@@ -118,8 +118,9 @@ def scan(params: Params, places: Places) -> Scan:
                 kept.append(_kept(item, source, key_of[source.name]))
             else:
                 lost.append(_lost(item, source, key_of[source.name]))
-    _refuse_twins(kept)
     _refuse_too_many(kept, lost, params.prepare.max_skipped_fraction)
+    _refuse_none(kept, lost)
+    _refuse_twins(kept)
     kept.sort(key=lambda one: (one.record.modality, one.sample_id))
     lost.sort(key=lambda one: (one.item.modality, one.sample_id))
     return Scan(sources, key_of, kept, lost)
@@ -174,10 +175,31 @@ def _lost(item: LeftOut, source: Source, key: Key) -> Lost:
     )
 
 
+def _refuse_none(kept: Sequence[Kept], lost: Sequence[Lost]) -> None:
+    if kept:
+        return
+    nothing = "the sources list no sample that can be used"
+    if lost:
+        raise SourceError(f"{nothing}:{_listed(lost)}\n{_wrong_place(lost)}")
+    raise SourceError(f"{nothing}; correct `sources` of params.yaml.")
+
+
+def _listed(lost: Sequence[Lost]) -> str:
+    more = f"\n  ... and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
+    return "".join(f"\n  {one.shown}" for one in lost[:_SHOWN]) + more
+
+
+def _wrong_place(lost: Sequence[Lost]) -> str:
+    """What to do where not one file is found: that is hardly the files' fault."""
+    roots = dict.fromkeys(f"{one.source.settings.root} of the source {one.source.name}" for one in lost)
+    return (
+        f"Not one was found below {', '.join(roots)}: correct `root`, or the listed names (a folder too much "
+        "or too few in front, .png for .PNG)."
+    )
+
+
 def _refuse_twins(kept: Sequence[Kept]) -> None:
     """A sample listed twice would count twice, and might do so in two splits."""
-    if not kept:
-        raise SourceError("the sources list no sample that can be used; correct `sources` of params.yaml.")
     twice = [name for name, number in Counter(one.sample_id for one in kept).items() if number > 1]
     if twice:
         first = next(one for one in kept if one.sample_id == twice[0])
@@ -194,12 +216,10 @@ def _refuse_too_many(kept: Sequence[Kept], lost: Sequence[Lost], limit: float) -
     for modality, number in Counter(one.item.modality for one in lost).items():
         total = number + found[modality]
         if number > limit * total:
-            shown = [one.shown for one in lost if one.item.modality == modality]
-            more = f"\n  ... and {number - _SHOWN} more" if number > _SHOWN else ""
+            absent = [one for one in lost if one.item.modality == modality]
+            advice = "" if found[modality] else f"{_wrong_place(absent)}\n"
             raise TooManySkipped(
                 f"{modality}: {number} of {total} listed samples cannot be had, more than "
-                f"prepare.max_skipped_fraction {limit:g} allows:\n  "
-                + "\n  ".join(shown[:_SHOWN])
-                + f"{more}\n"
+                f"prepare.max_skipped_fraction {limit:g} allows:{_listed(absent)}\n{advice}"
                 "Add the files, take them off the list, or raise the limit."
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, field_validator
 
 from radfuse.engine.settings import TrainSettings
 from radfuse.engine.training.pooling import Pooling
@@ -18,6 +18,13 @@ class ClassificationSettings(TrainSettings):
     """
 
     pooling: Pooling = "mean"
+
+    @field_validator("batch_size")
+    @classmethod
+    def _is_enough_for_batch_norms(cls, value: int) -> int:
+        if value < 2:
+            raise ValueError(f"expected at least 2, as no batch norm can learn from one sample, got {value}")
+        return value
 
 
 class SegmentationSettings(TrainSettings):

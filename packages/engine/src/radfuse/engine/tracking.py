@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from ckptcore import durable
+from radfuse.engine.errors import RadfuseError
 from radfuse.engine.places import Places
 
 if TYPE_CHECKING:
@@ -27,6 +29,12 @@ written."""
 _MOST = 90
 """Values in one call; the server takes 100 parameters."""
 _LONGEST = 500
+_BESIDE = ("-journal", "-wal", "-shm")
+"""What SQLite puts beside a database, and would take for a new one's where it was left behind."""
+
+
+class UnusableDatabase(RadfuseError):
+    """MLflow cannot open the pipeline's own database."""
 
 
 def experiment_name(modality: str) -> str:
@@ -37,7 +45,11 @@ def experiment_name(modality: str) -> str:
 def connect(places: Places) -> MlflowClient:
     """A client of the server that the environment names, else of the pipeline's own database.
 
-    The database's tables are made under a lock: of several processes that make them at once all but one die.
+    The database is made under a lock: of several processes that make its tables at once all but one die. And
+    it has its name only when it is whole: one whose making was killed MLflow could never open again.
+
+    Raises:
+        UnusableDatabase: there is a database, and MLflow cannot open it.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # An unreachable server must not hold up a training for the many minutes of the defaults.
@@ -53,9 +65,36 @@ def connect(places: Places) -> MlflowClient:
         return MlflowClient(tracking_uri=os.environ[URI])
     database = places.mlflow_database.resolve()
     with FileLock(f"{database}.lock"):
-        client = MlflowClient(tracking_uri=f"sqlite:///{database}")
-        client.search_experiments(max_results=1)
+        if not database.exists():
+            _make(database, places.mlflow_artifacts.resolve())
+        try:
+            client = MlflowClient(tracking_uri=f"sqlite:///{database}")
+            client.search_experiments(max_results=1)
+        except Exception as error:
+            raise UnusableDatabase(
+                f"{database.name} cannot be opened: {_first_line(error)}. If no other program uses it, move "
+                "it away: a new one is made, and a training that goes on is told to it again from its local "
+                "history"
+            ) from error
     return client
+
+
+def _make(database: Path, artifacts: Path) -> None:
+    """Make the database under another name, and rename it."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    unfinished = database.with_name(f"{database.name}.unfinished")
+    durable.remove(unfinished)
+    for path in (unfinished, database):
+        for ending in _BESIDE:
+            durable.remove(path.with_name(path.name + ending))
+    store = SqlAlchemyStore(f"sqlite:///{unfinished}", artifacts.as_uri())
+    store.engine.dispose()
+    os.replace(unfinished, database)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0][:_LONGEST] or type(error).__name__
 
 
 class Tracker:
@@ -122,9 +161,9 @@ class Tracker:
         except Exception as error:
             # Whatever a tracker or its server raises: it is an addition, not a need.
             self._enabled = False
-            reason = str(error).split("\n", 1)[0][:_LONGEST] or type(error).__name__
             _log.warning(
-                "MLflow cannot be written (%s); training goes on, the local files are complete.", reason
+                "MLflow cannot be written (%s); training goes on, the local files are complete.",
+                _first_line(error),
             )
 
     def _open(self) -> MlflowClient:

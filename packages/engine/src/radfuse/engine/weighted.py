@@ -110,12 +110,18 @@ def mean(values: ArrayLike) -> Statistic:
 
 
 def mean_of(statistics: Sequence[Statistic]) -> Statistic:
-    """The mean of several figures, of those that a weighting leaves defined."""
+    """The mean of several figures: of those that are defined where every row counts once.
+
+    A weighting that leaves one of these undefined has no mean, since that of the others is another quantity.
+    """
 
     def statistic(weights: Weights) -> Figures:
-        figures = np.stack([one(weights) for one in statistics])
-        defined = np.isfinite(figures)
-        return _ratio(np.where(defined, figures, 0.0).sum(axis=0), defined.sum(axis=0).astype(float))
+        once = np.ones((1, weights.shape[1]))
+        wanted = [one for one in statistics if np.isfinite(one(once)).all()]
+        if not wanted:
+            return np.full(len(weights), np.nan)
+        figures: Figures = np.mean([one(weights) for one in wanted], axis=0)
+        return figures
 
     return statistic
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from radfuse.engine.digests import file_digest
 from radfuse.engine.places import Places
 from radfuse.engine.prepared import Prepared
 
@@ -33,10 +34,11 @@ def prepared_folder(
     for split, these in arrays.items():
         for array in these:
             sample = f"i{len(rows):012x}"
-            np.save(places.arrays(modality) / f"{sample}.npy", array)
+            path = places.arrays(modality) / f"{sample}.npy"
+            np.save(path, array)
             one = {f"label:{name}": values[len(rows)] for name, values in labels.items()}
             ids = {"sample_id": sample, "patient_id": f"p{len(rows):012x}", "study_id": f"s{len(rows):012x}"}
-            files = {"sha256": "0" * 64, "mask_sha256": "", **dict.fromkeys(SPACING, 1.0)}
+            files = {"sha256": file_digest(path), "mask_sha256": "", **dict.fromkeys(SPACING, 1.0)}
             rows.append({**ids, "modality": modality, "split": split, **one, **files})
     pd.DataFrame(rows).to_parquet(places.manifest(modality), index=False)
     stamp = {

@@ -9,6 +9,7 @@ import pandas as pd
 import yaml
 
 from radfuse.engine.config import load
+from radfuse.engine.digests import file_digest
 from radfuse.engine.places import Places
 
 SPLITS = ("train", "train", "train", "val", "calibration", "test")
@@ -90,13 +91,17 @@ def toy_pipeline(root: Path, count=48, seed=0, modality="toy", prepare=None, blo
     pictures, labels = toy_pictures(count, seed)
     rows = rows_of(modality, count, per_patient=2)
     rows["label:bright"], rows["label:striped"] = labels.T
-    write_prepared(root, modality, rows, {"kind": "radiograph", "size": [8, 8]}, ["bright", "striped"])
+    arrays = root / "data" / "prepared" / modality / "arrays"
+    arrays.mkdir(parents=True)
     for name, picture in zip(rows["sample_id"], pictures, strict=True):
-        np.save(root / "data" / "prepared" / modality / "arrays" / f"{name}.npy", picture)
+        np.save(arrays / f"{name}.npy", picture)
+    rows["sha256"] = [file_digest(arrays / f"{name}.npy") for name in rows["sample_id"]]
+    write_prepared(root, modality, rows, {"kind": "radiograph", "size": [8, 8]}, ["bright", "striped"])
     return Pipeline(root, modality, {"size": 8} if prepare is None else prepare, block, **train)
 
 
 def write_prepared(root, modality, rows, spec, labels, classes=None):
+    """Write the manifest; where the rows have no ``sha256``, arrays are compared with nothing."""
     folder = root / "data" / "prepared" / modality
     (folder / "arrays").mkdir(parents=True, exist_ok=True)
     rows.to_parquet(folder / "manifest.parquet", index=False)

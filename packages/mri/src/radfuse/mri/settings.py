@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt, field_validator
 
 from radfuse.engine.settings import PrepareSettings, Stage
-from radfuse.engine.task_settings import SegmentationSettings
+from radfuse.engine.task_settings import SegmentationSettings, Size
+
+_STEP = 16
+"""A volume is halved four times; two voxels are the fewest that an instance norm can learn from."""
 
 
 class MriPrepareSettings(PrepareSettings):
@@ -39,3 +42,13 @@ class MriTrainSettings(SegmentationSettings):
     stages: tuple[Stage, ...] = (Stage(name="all", epochs=100, learning_rate=1e-3),)
     batch_size: PositiveInt = 2
     class_weights: bool = False
+
+    @field_validator("patch_size")
+    @classmethod
+    def _can_be_halved_four_times(cls, value: Size) -> Size:
+        if any(length % _STEP or length < 2 * _STEP for length in value):
+            raise ValueError(
+                f"expected multiples of {_STEP}, at least {2 * _STEP}, as a patch is halved four times, got "
+                f"{list(value)}"
+            )
+        return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from radfuse.engine.errors import RadfuseError, UnknownModality
+from radfuse.engine.errors import RadfuseError, SettingsError, UnknownModality
 
 FAILED = 1
 WRONG_USAGE = 2
@@ -22,7 +22,7 @@ def shown(error: Exception) -> bool:
 
 def code_of(error: Exception) -> int:
     """The exit code that an error becomes."""
-    return WRONG_USAGE if isinstance(error, UnknownModality) else FAILED
+    return WRONG_USAGE if isinstance(error, (SettingsError, UnknownModality)) else FAILED
 
 
 def show_traceback(arguments: Sequence[str]) -> bool:

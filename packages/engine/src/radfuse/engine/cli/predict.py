@@ -110,12 +110,13 @@ def _points(file: Path | None, at: str | None) -> list[Point]:
 
     if file is not None and at is not None:
         raise typer.BadParameter("expected --points or --at, got both.")
-    if file is not None:
-        return read_points(file)
+    option = "--at" if file is None else "--points"
     try:
+        if file is not None:
+            return read_points(file)
         return [] if at is None else [Point(parse_point(at))]
     except BadPoints as error:
-        raise typer.BadParameter(f"--at: {error}") from error
+        raise typer.BadParameter(f"{option}: {error}") from error
 
 
 def _named(texts: Sequence[str]) -> dict[str, Path]:

@@ -34,7 +34,20 @@ def promote(
 
     if (version is None) == (bump is None):
         raise typer.BadParameter("expected either --version X.Y.Z or --bump major|minor|patch.")
+    if version is not None:
+        _require_number(version)
     settings, places = pipeline(params, overrides)
     with show_log():
         card = run(settings, places, modality, version=version, bump=bump, notes=notes, dataset=dataset)
     console().print(f"{modality}: version {card.version} is {card.file_name}", markup=False)
+
+
+def _require_number(version: str) -> None:
+    """Tell a number that is none, which is wrong usage, from one that is refused."""
+    from ckptcore.errors import VersionRefused
+    from ckptcore.semver import Semver
+
+    try:
+        Semver.parse(version)
+    except VersionRefused as error:
+        raise typer.BadParameter(f"--version: {error}") from error

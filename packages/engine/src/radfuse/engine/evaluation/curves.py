@@ -1,6 +1,8 @@
 """Curves of the report as small tables: what `dvc plots` draws, and what the figures are drawn from.
 
-No row tells of one patient: curves are read off at fixed places, and bins of few samples are left out.
+No row tells of one patient: curves are read off at fixed places, and curves and bins of fewer patients than a
+group must have to be shown are left out. Columns of labels and regions have the prefixes of the prediction
+table, so that none is taken for a column of another kind.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from sklearn.metrics import roc_curve
 from radfuse.engine import metrics
 from radfuse.engine.evaluation.shared import floats
 from radfuse.engine.subgroups import FEWEST_PATIENTS
-from radfuse.engine.tables import CALIBRATED, DICE, LABEL, columns
+from radfuse.engine.tables import CALIBRATED, DICE, LABEL, PATIENT, columns
 from radfuse.engine.tracking import FINISHED_AT
 
 if TYPE_CHECKING:
@@ -32,16 +34,22 @@ def roc_table(rows: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         rows: test rows of a classification table.
+
+    Returns:
+        The columns false_positive_rate, mean, and ``label:<name>`` of each label with enough positive and
+        negative patients; no row where no label has.
     """
     import pandas as pd
 
     at = np.linspace(0, 1, _PLACES)
     curves = {}
     for name in columns(rows, LABEL):
-        truth, score = metrics.known(floats(rows, LABEL + name), floats(rows, CALIBRATED + name))
-        if 0 < truth.sum() < len(truth):
-            curves[name] = _roc_at(truth, score, at)
-    mean = np.mean(list(curves.values()), axis=0) if curves else np.full(_PLACES, np.nan)
+        if _told_by_enough(rows, name):
+            truth, score = metrics.known(floats(rows, LABEL + name), floats(rows, CALIBRATED + name))
+            curves[LABEL + name] = _roc_at(truth, score, at)
+    if not curves:
+        return pd.DataFrame(columns=[FALSE_POSITIVES, MEAN], dtype=float)
+    mean = np.mean(list(curves.values()), axis=0)
     return pd.DataFrame({FALSE_POSITIVES: at, MEAN: mean, **curves}).round(6)
 
 
@@ -52,27 +60,24 @@ def calibration_table(rows: pd.DataFrame) -> pd.DataFrame:
         rows: test rows of a classification table.
 
     Returns:
-        The columns predicted, observed and samples; bins of few samples are not among them.
+        The columns predicted, observed and samples; bins of few patients are not among them.
     """
     import pandas as pd
 
-    pairs = [
-        metrics.known(floats(rows, LABEL + name), floats(rows, CALIBRATED + name))
+    each = [
+        pd.DataFrame(
+            {
+                PATIENT: rows[PATIENT].to_numpy(),
+                "observed": floats(rows, LABEL + name),
+                "predicted": floats(rows, CALIBRATED + name),
+            }
+        ).dropna()
         for name in columns(rows, LABEL)
     ]
-    truth = np.concatenate([pair[0] for pair in pairs]) if pairs else np.zeros(0)
-    probability = np.concatenate([pair[1] for pair in pairs]) if pairs else np.zeros(0)
-    place = metrics.bin_of(probability)
-    samples = np.bincount(place, minlength=metrics.ECE_BINS)
-    many = np.maximum(samples, 1)
-    table = pd.DataFrame(
-        {
-            "predicted": np.bincount(place, weights=probability, minlength=metrics.ECE_BINS) / many,
-            "observed": np.bincount(place, weights=truth, minlength=metrics.ECE_BINS) / many,
-            "samples": samples,
-        }
-    )
-    return table[table["samples"] >= FEWEST_PATIENTS].round(6).reset_index(drop=True)
+    told = pd.concat(each, ignore_index=True)
+    bins = told.groupby(metrics.bin_of(told["predicted"].to_numpy()))
+    table = bins[["predicted", "observed"]].mean().assign(samples=bins.size())
+    return table[bins[PATIENT].nunique() >= FEWEST_PATIENTS].round(6).reset_index(drop=True)
 
 
 def dice_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -80,12 +85,25 @@ def dice_table(rows: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         rows: test rows of a segmentation table.
+
+    Returns:
+        The columns quantile and ``dice:<name>``; the latter empty for a region of few patients.
     """
     import pandas as pd
 
     at = np.linspace(0, 1, 21)
-    regions = {name: _quantiles(floats(rows, DICE + name), at) for name in columns(rows, DICE)}
-    return pd.DataFrame({QUANTILE: at, **regions}).round(6)
+    regions = {DICE + name: _quantiles(floats(rows, DICE + name), at) for name in drawn_regions(rows)}
+    hidden = {DICE + name: np.nan for name in columns(rows, DICE)}
+    return pd.DataFrame({QUANTILE: at, **hidden, **regions}).round(6)
+
+
+def drawn_regions(rows: pd.DataFrame) -> list[str]:
+    """The regions whose Dice is known of enough patients to be drawn.
+
+    Args:
+        rows: test rows of a segmentation table.
+    """
+    return [name for name in columns(rows, DICE) if _enough(rows, np.isfinite(floats(rows, DICE + name)))]
 
 
 def ensemble_table(report: Mapping[str, Any]) -> pd.DataFrame:
@@ -128,5 +146,14 @@ def _roc_at(truth: Sequence[Any] | NDArray[Any], score: NDArray[Any], at: NDArra
 
 
 def _quantiles(values: NDArray[np.float64], at: NDArray[Any]) -> NDArray[Any]:
-    known = values[np.isfinite(values)]
-    return np.quantile(known, at) if known.size else np.full(len(at), np.nan)
+    return np.asarray(np.quantile(values[np.isfinite(values)], at))
+
+
+def _told_by_enough(rows: pd.DataFrame, label: str) -> bool:
+    """Whether enough patients are behind both axes of a label's ROC curve."""
+    truth, scored = floats(rows, LABEL + label), np.isfinite(floats(rows, CALIBRATED + label))
+    return all(_enough(rows, scored & (truth == value)) for value in (0, 1))
+
+
+def _enough(rows: pd.DataFrame, counted: NDArray[np.bool_]) -> bool:
+    return bool(rows.loc[counted, PATIENT].nunique() >= FEWEST_PATIENTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,8 @@ import numpy as np
 
 from radfuse.engine.evaluation.curves import FALSE_POSITIVES, MEAN
 from radfuse.engine.evaluation.shared import floats
-from radfuse.engine.tables import DICE
+from radfuse.engine.subgroups import FEWEST_PATIENTS
+from radfuse.engine.tables import DICE, LABEL, columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,6 +24,7 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8a8a8a"
 _COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _FEW_CURVES = len(_COLOURS)
 _DPI = 130
+_NAMED = 5
 
 
 def roc_figure(path: Path, table: pd.DataFrame, report: Mapping[str, Any], title: str) -> None:
@@ -35,7 +38,7 @@ def roc_figure(path: Path, table: pd.DataFrame, report: Mapping[str, Any], title
     """
     figure, axes = _new(title, (5.4, 4.8))
     _diagonal(axes)
-    labels = [name for name in table.columns if name not in (FALSE_POSITIVES, MEAN)]
+    labels = columns(table, LABEL)
     few = len(labels) <= _FEW_CURVES
     for place, name in enumerate(labels):
         style: dict[str, Any] = (
@@ -43,16 +46,20 @@ def roc_figure(path: Path, table: pd.DataFrame, report: Mapping[str, Any], title
         )
         known = f"{name} ({_number(report['labels'][name]['auroc']['value'])})"
         text = known if few else "single labels" if place == 0 else None
-        axes.step(table[FALSE_POSITIVES], table[name], where="post", label=text, **style)
+        axes.step(table[FALSE_POSITIVES], table[LABEL + name], where="post", label=text, **style)
     if len(labels) > 1:
-        mean = f"mean ({_number(report['mean']['auroc']['value'])})"
+        whole = set(labels) == set(report["mean"]["over"])
+        mean = f"mean ({_number(report['mean']['auroc']['value'])})" if whole else "mean of those drawn"
         axes.plot(
             table[FALSE_POSITIVES], table[MEAN], color=BLUE if not few else "black", linewidth=2.4, label=mean
         )
     axes.set(
         xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal"
     )
-    axes.legend(loc="lower right", fontsize=8, frameon=False, title="AUROC")
+    if labels:
+        axes.legend(loc="lower right", fontsize=8, frameon=False, title="AUROC")
+    hidden = [name for name in report["labels"] if name not in labels]
+    _name_hidden(figure, hidden, f"fewer than {FEWEST_PATIENTS} positive or negative patients")
     _save(figure, path)
 
 
@@ -73,6 +80,7 @@ def reliability_figure(path: Path, table: pd.DataFrame, title: str) -> None:
     lower.bar(table["predicted"], table["samples"], width=0.05, color=BLUE)
     lower.set(xlabel="calibrated probability", ylabel="predictions")
     _plain(upper, lower)
+    _remark(figure, f"bins of fewer than {FEWEST_PATIENTS} patients are not drawn")
     _save(figure, path)
 
 
@@ -82,10 +90,21 @@ def dice_figure(path: Path, rows: pd.DataFrame, regions: Sequence[str], title: s
     Args:
         path: the PNG to make.
         rows: test rows of a segmentation table.
-        regions: names.
+        regions: names of those to draw.
         title: of the picture.
     """
-    figure, axes = _new(title, (1.4 + 1.4 * len(regions), 4.2))
+    names = columns(rows, DICE)
+    figure, axes = _new(title, (1.4 + 1.4 * len(names), 4.2))
+    axes.set(ylabel="Dice coefficient", ylim=(0, 1.02))
+    if regions:
+        _boxes(axes, rows, regions)
+    _name_hidden(
+        figure, [name for name in names if name not in regions], f"fewer than {FEWEST_PATIENTS} patients"
+    )
+    _save(figure, path)
+
+
+def _boxes(axes: Axes, rows: pd.DataFrame, regions: Sequence[str]) -> None:
     values = [floats(rows, DICE + name) for name in regions]
     boxes = axes.boxplot(
         [one[np.isfinite(one)] for one in values],
@@ -100,9 +119,7 @@ def dice_figure(path: Path, rows: pd.DataFrame, regions: Sequence[str], title: s
     )
     for box in boxes["boxes"]:
         box.set(facecolor="#cfe3f1", edgecolor=BLUE)
-    axes.set(ylabel="Dice coefficient", ylim=(0, 1.02))
     axes.legend([boxes["means"][0]], ["mean"], fontsize=8, frameon=False, loc="lower right")
-    _save(figure, path)
 
 
 def ensemble_figure(path: Path, report: Mapping[str, Any], names: Mapping[str, str], title: str) -> None:
@@ -157,6 +174,18 @@ def _plain(*places: Axes) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(True, color="#e6e6e6", linewidth=0.7)
         axes.set_axisbelow(True)
+
+
+def _name_hidden(figure: Figure, names: Sequence[str], why: str) -> None:
+    """Say which curves are not there, and why."""
+    if names:
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        _remark(figure, f"not drawn, {why}: {', '.join(names[:_NAMED])}{more}")
+
+
+def _remark(figure: Figure, text: str) -> None:
+    """A line below the picture, as long as the picture is wide."""
+    figure.supxlabel(textwrap.fill(text, int(14 * figure.get_figwidth())), fontsize=8, color="#555555")
 
 
 def _diagonal(axes: Axes) -> None:

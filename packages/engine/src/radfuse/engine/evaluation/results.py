@@ -9,6 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ckptcore import read_header
 from radfuse.engine import agreement, calibration, ceilings, predictions
 from radfuse.engine.agreement import ENSEMBLE, Table
@@ -17,9 +19,9 @@ from radfuse.engine.errors import MissingStage, StaleError
 from radfuse.engine.evaluation.classification import classification_report
 from radfuse.engine.evaluation.ensemble import ensemble_report, not_applicable
 from radfuse.engine.evaluation.segmentation import segmentation_report
-from radfuse.engine.evaluation.shared import Resampling
+from radfuse.engine.evaluation.shared import Resampling, floats
 from radfuse.engine.places import require
-from radfuse.engine.tables import PATIENT, REFERENCE, SAMPLE, SPLIT
+from radfuse.engine.tables import DISEASE, PATIENT, REFERENCE, SAMPLE, SPLIT, columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -146,8 +148,9 @@ def _ensemble(
                 f"the predictions of the ensemble are stale: they came from the model "
                 f"{stamp.model_digest[:12]}, and {name} is {str(digest)[:12]}; run `radfuse ensemble` again."
             )
-    test = frame[frame[SPLIT] == TEST]
     known = agreement.patients(places)
+    check_diseases(frame, known)
+    test = frame[frame[SPLIT] == TEST]
     test = test.merge(known[[PATIENT, *[c for c in _PATIENT_COLUMNS if c in known]]], on=PATIENT, how="left")
     return ensemble_report(test, fitted, best, settings.subgroups, resampling)
 
@@ -170,6 +173,26 @@ def check_inputs(fitted: Mapping[str, Any], tables: Mapping[str, Table]) -> None
             f"the ensemble is stale: it was made from other predictions of {', '.join(other)} than those "
             "at hand; run `radfuse ensemble` again."
         )
+
+
+def check_diseases(rows: pd.DataFrame, known: pd.DataFrame) -> None:
+    """Refuse predictions of an ensemble that was fitted on other diseases than the cohort tells of now.
+
+    Args:
+        rows: of the ensemble table.
+        known: one row a patient.
+
+    Raises:
+        StaleError: it was.
+    """
+    now = known.set_index(PATIENT).reindex(rows[PATIENT])
+    for name in columns(rows, DISEASE):
+        column = DISEASE + name
+        if column not in now or not np.array_equal(floats(now, column), floats(rows, column), equal_nan=True):
+            raise StaleError(
+                f"the predictions of the ensemble are stale: the cohort at hand differs in {column}; "
+                "run `radfuse ensemble` again."
+            )
 
 
 def _with_cohort(places: Places, rows: pd.DataFrame) -> pd.DataFrame:

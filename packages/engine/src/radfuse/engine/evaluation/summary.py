@@ -59,7 +59,9 @@ def metrics(results: Results) -> dict[str, Any]:
         counts = {"patients": report["patients"], "samples": report["samples"]}
         if report["task"] == "segmentation":
             regions = {region: one["dice"]["value"] for region, one in report["regions"].items()}
-            found[name] = {**counts, "dice": {**_numbers(report["mean"]["dice"]), **regions}}
+            # A region may be called "low"; the mean's own numbers stand.
+            mean = _numbers(report["mean"]["dice"])
+            found[name] = {**counts, "dice": {**mean, **regions, **mean}}
         else:
             means = {figure: _numbers(report["mean"][figure]) for figure in FIGURES}
             found[name] = {**counts, **means}

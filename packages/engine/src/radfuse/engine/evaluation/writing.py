@@ -12,7 +12,7 @@ from ckptcore import durable
 from radfuse.engine.agreement import ENSEMBLE, read_json
 from radfuse.engine.evaluation import curves, figures
 from radfuse.engine.evaluation.summary import method_name, metrics
-from radfuse.engine.tables import DICE, columns
+from radfuse.engine.tables import DICE, LABEL
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +52,7 @@ def write_results(places: Places, results: Results) -> dict[str, list[Path]]:
 def _classification(places: Places, name: str, report: Mapping[str, Any], rows: pd.DataFrame) -> list[Path]:
     roc, calibration = curves.roc_table(rows), curves.calibration_table(rows)
     _write_csv(places.plots / f"{name}_roc.csv", roc)
-    _write_curves(places.plots / f"{name}_roc", roc, curves.FALSE_POSITIVES, "sensitivity")
+    _write_curves(places.plots / f"{name}_roc", roc, curves.FALSE_POSITIVES, "sensitivity", LABEL)
     _write_csv(places.plots / f"{name}_calibration.csv", calibration)
     paths = [places.figures / f"{name}_roc.png", places.figures / f"{name}_reliability.png"]
     figures.roc_figure(paths[0], roc, report, f"{name}: ROC, test patients")
@@ -63,9 +63,9 @@ def _classification(places: Places, name: str, report: Mapping[str, Any], rows: 
 def _segmentation(places: Places, name: str, report: Mapping[str, Any], rows: pd.DataFrame) -> list[Path]:
     table = curves.dice_table(rows)
     _write_csv(places.plots / f"{name}_dice.csv", table)
-    _write_curves(places.plots / f"{name}_dice", table, curves.QUANTILE, "dice")
+    _write_curves(places.plots / f"{name}_dice", table, curves.QUANTILE, "dice", DICE)
     path = places.figures / f"{name}_dice.png"
-    figures.dice_figure(path, rows, columns(rows, DICE), f"{name}: Dice, test patients")
+    figures.dice_figure(path, rows, curves.drawn_regions(rows), f"{name}: Dice, test patients")
     return [path]
 
 
@@ -83,7 +83,7 @@ def _training(places: Places, name: str) -> None:
         _write_csv(places.plots / f"{name}_training.csv", curves.training_table(read_json(history)))
 
 
-def _write_curves(folder: Path, table: pd.DataFrame, x: str, y: str) -> None:
+def _write_curves(folder: Path, table: pd.DataFrame, x: str, y: str, prefix: str) -> None:
     """One table a curve: a plot of DVC needs to know columns by name, and what the labels are it cannot know.
 
     Args:
@@ -91,11 +91,12 @@ def _write_curves(folder: Path, table: pd.DataFrame, x: str, y: str) -> None:
         table: a column for each curve, and one that they share.
         x: the one that they share.
         y: what the curves show.
+        prefix: of the columns of labels or regions, which names of files do without.
     """
     for old in folder.glob("*.csv"):
         durable.remove(old)
     names = [name for name in table.columns if name != x]
-    for name, file in zip(names, _file_names(names), strict=True):
+    for name, file in zip(names, _file_names([name.removeprefix(prefix) for name in names]), strict=True):
         _write_csv(folder / f"{file}.csv", table[[x, name]].rename(columns={name: y}).dropna())
 
 

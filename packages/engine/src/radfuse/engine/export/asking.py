@@ -70,7 +70,7 @@ def questions(
 
     Raises:
         InputError: the paths do not give the images that the model takes.
-        BadQuestion: there are none, or points do not tell which scan they lie in.
+        BadQuestion: there are none, or points do not tell which scan they lie in, or tell another one.
     """
     if not paths and not named:
         raise BadQuestion(f"expected files to ask about ({', '.join(card.inputs)}), got none.")
@@ -84,7 +84,15 @@ def questions(
             f"expected one scan for points that do not say where they lie, got {len(samples)}; ask about one "
             "at a time, or give the points a column 'file'."
         )
-    return [Question(images, point) for images in samples for point in _inside(images, points)]
+    found = [Question(images, point) for images in samples for point in _inside(images, points)]
+    scans = [path for images in samples for path in images.values()]
+    for point in points:
+        if not any(point.lies_in(scan) for scan in scans):
+            raise BadQuestion(
+                f"{point.place}: expected one of the scans that are asked about in the column 'file', got "
+                f"{point.file!r}; ask about it too, or leave its line out."
+            )
+    return found
 
 
 def answers(predictor: Predictor, asked: Sequence[Question]) -> Iterator[Answer]:

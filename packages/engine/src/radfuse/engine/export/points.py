@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from radfuse.engine.errors import RadfuseError
@@ -15,6 +15,8 @@ PointMm = tuple[float, float, float]
 _AXES = (("x_mm", "y_mm", "z_mm"), ("x", "y", "z"))
 _FILE = ("file", "path")
 _NAME = ("name", "id", "nodule")
+_DELIMITERS = ",;\t"
+"""Spreadsheets write any of these, by the language of the machine."""
 
 
 class BadPoints(RadfuseError):
@@ -29,11 +31,13 @@ class Point:
         mm: (x, y, z) in patient coordinates, LPS.
         name: what the CSV calls it; empty where it has no such column.
         file: the scan that it lies in, as the CSV names it; empty where it has no such column.
+        place: where it stands, for messages: ``points.csv, line 2``.
     """
 
     mm: PointMm
     name: str = ""
     file: str = ""
+    place: str = field(default="", compare=False)
 
     def lies_in(self, path: Path) -> bool:
         """Whether a path is the scan that the CSV names: the ends of both are the same."""
@@ -57,14 +61,16 @@ def read_points(path: Path) -> list[Point]:
     """The points of a CSV with a header: ``x_mm, y_mm, z_mm`` (or ``x, y, z``), patient coordinates, LPS.
 
     A column ``file`` (or ``path``) tells points of several scans apart; a column ``name``, ``id`` or
-    ``nodule`` names them. Other columns are passed over.
+    ``nodule`` names them. Other columns are passed over. Commas, semicolons or tabs divide the columns.
 
     Raises:
         BadPoints: it is missing, no such CSV, or a line has no point.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, restval="")
+            header = stream.readline()
+            stream.seek(0)
+            reader = csv.DictReader(stream, restval="", delimiter=max(_DELIMITERS, key=header.count))
             columns = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
             rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -81,14 +87,12 @@ def read_points(path: Path) -> list[Point]:
     if not rows:
         raise BadPoints(f"{path.name}: expected a line for each point after the header, got none.")
     file, name = (next((one for one in names if one in columns), "") for names in (_FILE, _NAME))
-    return [
-        Point(
-            _point([row[axis] for axis in axes], f"{path.name}, line {line}"),
-            row.get(name, ""),
-            row.get(file, ""),
-        )
-        for line, row in rows
-    ]
+    points = []
+    for line, row in rows:
+        place = f"{path.name}, line {line}"
+        mm = _point([row[axis] for axis in axes], place)
+        points.append(Point(mm, row.get(name, "").strip(), row.get(file, "").strip(), place))
+    return points
 
 
 def _point(texts: Sequence[str], place: str) -> PointMm:

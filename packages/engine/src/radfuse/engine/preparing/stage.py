@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ from radfuse.engine.tables import LABEL, MODALITY, REFERENCE, SAMPLE, SPLIT, SPL
 if TYPE_CHECKING:
     import pandas as pd
 
+_log = logging.getLogger(__name__)
 FORMAT = 1
 _SHOWN = 5
 
@@ -188,6 +190,8 @@ def _write_manifest(
     rows["mask_sha256"] = [one.mask_sha256 for one in made]
     for axis, name in enumerate(SPACING):
         rows[name] = [math.nan if one.spacing_mm is None else one.spacing_mm[axis] for one in made]
+    twins = _twins_across_splits(rows)
+    _warn_of_twins(twins, modality)
     split_stamp = cohort.read_stamp(places)
     masks = all(one.mask_sha256 for one in made)
     stamp = {
@@ -199,11 +203,38 @@ def _write_manifest(
         "counts": {name: Counter(rows[SPLIT])[name] for name in SPLITS},
         "split_digest": split_stamp["digest"],
         "skipped": skipped,
+        "twins_across_splits": len(twins),
     }
     stamp = {"digest": _digest(rows, stamp), **stamp}
     durable.write_bytes(places.manifest(modality), parquet(rows))
     durable.write_text(places.manifest_stamp(modality), json.dumps(stamp, indent=2) + "\n")
     return str(stamp["digest"])
+
+
+def _twins_across_splits(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    """A pair for each array that samples of several splits share: two of them, each with its split."""
+    twins = []
+    for _, same in rows[rows.duplicated("sha256", keep=False)].groupby("sha256", sort=False):
+        first = same.drop_duplicates(SPLIT)
+        if len(first) > 1:
+            one, other, *_ = (f"{sample} ({split})" for sample, split in first[[SAMPLE, SPLIT]].to_numpy())
+            twins.append((one, other))
+    return twins
+
+
+def _warn_of_twins(twins: Sequence[tuple[str, str]], modality: str) -> None:
+    """Copies of one image under two patients are likely one patient, whom no id gives away."""
+    if not twins:
+        return
+    shown = "".join(f"\n  {one} and {other}" for one, other in twins[:_SHOWN])
+    more = f"\n  ... and {len(twins) - _SHOWN} more" if len(twins) > _SHOWN else ""
+    _log.warning(
+        "LEAK? %s: %d prepared images are in more than one split, under other patients:%s%s\n"
+        "A model is then tested on what it was trained on. Where two sources have the same people, give both "
+        "one patient_namespace; else take the copies off the list (`radfuse whois` finds the files). Then "
+        "run `radfuse cohort` and `radfuse prepare %s` again.",
+        modality, len(twins), shown, more, modality,
+    )  # fmt: skip
 
 
 def _digest(rows: pd.DataFrame, stamp: Mapping[str, Any]) -> str:

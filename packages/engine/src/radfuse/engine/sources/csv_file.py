@@ -12,7 +12,8 @@ from radfuse.engine.errors import SourceError, did_you_mean
 
 _TRUE = {"1", "1.0", "true", "yes", "y", "positive"}
 _FALSE = {"0", "0.0", "false", "no", "n", "negative"}
-_UNKNOWN = {"", "nan", "na", "n/a", "none", "null", "?"}
+_UNKNOWN = {"", "nan", "na", "n/a", "<na>", "none", "null", "?"}
+"""How an empty field is written, in lower case; pandas writes several."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class Row:
 
     def __getitem__(self, column: str) -> str:
         return self.values[column]
+
+    def text(self, column: str) -> str:
+        """The text of a field, nothing for an empty one."""
+        text = self.values[column]
+        return "" if text.lower() in _UNKNOWN else text
 
     def label(self, column: str) -> float:
         """1, 0, or NaN for an empty field.
@@ -120,7 +126,10 @@ def read(root: Path, name: str, source: str, required: Sequence[str] = (), delim
         raise SourceError(
             f"{shown}: there is no such file in the source's root; correct the name, or add it."
         ) from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
+        _refuse_semicolons(shown, _first_line(path), delimiter)
+        raise SourceError(f"{shown} cannot be read as a CSV: {error}.") from error
+    except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{shown} cannot be read as a CSV in UTF-8: {error}.") from error
     table = _table(shown, lines, delimiter)
     table.require(required)
@@ -134,14 +143,29 @@ def _lines(stream: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[st
             yield reader.line_num, [field.strip() for field in fields]
 
 
+def _first_line(path: Path) -> str:
+    with open(path, encoding="utf-8-sig", newline="") as stream:
+        return next((line for line in stream if line.strip()), "")
+
+
+def _refuse_semicolons(shown: str, header: str, delimiter: str) -> None:
+    """Quoted fields apart by ';' are no CSV with commas at all, so this is asked of the line as it stands."""
+    try:
+        apart = len(next(csv.reader([header], delimiter=";", strict=True), []))
+    except csv.Error:
+        return
+    if delimiter != ";" and apart > 1:
+        raise SourceError(f"{shown} has its fields apart by ';'; set `delimiter: ';'` for this source.")
+
+
 def _table(shown: str, lines: list[tuple[int, list[str]]], delimiter: str) -> Table:
     if not lines:
         raise SourceError(f"{shown} is empty; expected a header line and a line for each image.")
     header = lines[0][1]
     if len(lines) == 1:
         raise SourceError(f"{shown} has a header and no line after it; expected a line for each image.")
-    if len(header) == 1 and ";" in header[0]:
-        raise SourceError(f"{shown} has its fields apart by ';'; set `delimiter: ';'` for this source.")
+    if len(header) == 1:
+        _refuse_semicolons(shown, header[0], delimiter)
     # A comma at the end of each line makes a column without a name, as in the official NIH file.
     columns = [name or f"column {place}" for place, name in enumerate(header, 1)]
     twice = sorted({name for name in columns if columns.count(name) > 1})

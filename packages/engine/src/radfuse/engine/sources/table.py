@@ -201,7 +201,8 @@ class TableSource(Source):
         return files, "", ""
 
     def _sample_name(self, row: Row) -> str:
-        return "|".join(row[column] for column in self._paths.values())
+        """The paths in one spelling: two spellings of one path must not pass for two samples."""
+        return "|".join(self._path(row, column) if row[column] else "" for column in self._paths.values())
 
     def _path(self, row: Row, column: str) -> str:
         """A path below the root, in one spelling."""
@@ -257,8 +258,9 @@ class TableSource(Source):
     def _patient(self, row: Row, header: Header | None) -> str:
         column = self._column("patient_id")
         if column is not None:
-            if not row[column]:
-                raise SourceError(f"{row.place}: expected the patient's id in {column!r}, got nothing.")
+            if not row.text(column):
+                got = repr(row[column]) if row[column] else "nothing"
+                raise SourceError(f"{row.place}: expected the patient's id in {column!r}, got {got}.")
             return row[column]
         return (header.patient if header else "") or self._sample_name(row)
 
@@ -274,7 +276,7 @@ class TableSource(Source):
         )
 
     def _split(self, row: Row) -> str | None:
-        if self.settings.split is None or not row[self.settings.split]:
+        if self.settings.split is None or not row.text(self.settings.split):
             return None
         split, known = row[self.settings.split].lower(), (*SPLITS, DEVELOPMENT)
         if split not in known:
@@ -291,7 +293,7 @@ class TableSource(Source):
 
     def _text(self, row: Row, option: _Option) -> str:
         column = self._column(option)
-        return row[column] if column else ""
+        return row.text(column) if column else ""
 
 
 _Option = Literal["patient_id", "study_id", "age", "sex", "view", "site", "scanner_model"]

@@ -29,6 +29,18 @@ _META_BYTES = 1 << 20
 _EXPLICIT = b"1.2.840.10008.1.2.1\0\0\0"
 """Explicit VR Little Endian, padded to the length of the deflated one."""
 _RLE = "1.2.840.10008.1.2.5"
+MODALITIES = frozenset((
+    "ANN", "AR", "ASMT", "AU", "BDUS", "BI", "BMD", "CFM", "CR", "CT", "CTPROTOCOL", "DG", "DMS", "DOC",
+    "DR", "DX", "ECG", "EEG", "EMG", "EOG", "EPS", "ES", "FID", "GM", "HC", "HD", "IO", "IOL", "IVOCT",
+    "IVUS", "KER", "KO", "LEN", "LS", "M3D", "MG", "MR", "NM", "OAM", "OCT", "OP", "OPM", "OPT", "OPTBSV",
+    "OPTENF", "OPV", "OSS", "OT", "PA", "PLAN", "POS", "PR", "PT", "PX", "REG", "RESP", "RF", "RG",
+    "RTDOSE", "RTIMAGE", "RTINTENT", "RTPLAN", "RTRAD", "RTRECORD", "RTSEGANN", "RTSTRUCT", "RWV", "SC",
+    "SEG", "SM", "SMR", "SR", "SRF", "STAIN", "TEXTUREMAP", "TG", "US", "VA", "XA", "XAPROTOCOL", "XC",
+))  # fmt: skip
+"""Defined terms of Modality (0008,0060), and DR and SC, which files have though they are none.
+
+Source: DICOM PS3.3 section C.7.3.1.1.1.
+"""
 
 
 def open_dicom(path: Path, *, pixels: bool = True) -> Dataset:
@@ -155,10 +167,13 @@ def text(dataset: Dataset, keyword: str) -> str:
     return cleaned[:64] if cleaned.isprintable() else ""
 
 
-def code(dataset: Dataset, keyword: str) -> str:
-    """A tag's code string (VR CS), or what to say where something else, perhaps a name, stands there."""
-    value = text(dataset, keyword)
-    return value if re.fullmatch(r"[A-Z0-9_ ]{0,16}", value) else "no code string"
+def modality_of(dataset: Dataset) -> str:
+    """Modality (0008,0060), empty where it is absent; "another modality" for what is none of `MODALITIES`.
+
+    That may be any text, even a name, so it must not be repeated.
+    """
+    value = text(dataset, "Modality")
+    return value if value in MODALITIES or not value else "another modality"
 
 
 def _inflated(path: Path, content: bytes) -> bytes:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from radfuse.serving.images.dicom import code, decode, frames_of, number, open_dicom, text
+from radfuse.serving.images.dicom import decode, frames_of, modality_of, number, open_dicom, text
 from radfuse.serving.images.errors import UnreadableImage, guarded
 from radfuse.serving.images.formats import Format, format_of
 from radfuse.serving.images.intensity import displayed, modality_values
@@ -77,7 +77,7 @@ def read_radiograph(path: str | Path) -> Radiograph:
 
 
 def _check_kind(path: Path, dataset: Dataset) -> None:
-    modality = code(dataset, "Modality")
+    modality = modality_of(dataset)
     if modality not in PROJECTIONS:
         raise UnreadableImage(
             path, f"expected a radiograph (CR, DX, ...), its Modality (0008,0060) is {modality}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from radfuse.serving.images.dicom import code, decode, frames_of, open_dicom, text
+from radfuse.serving.images.dicom import decode, frames_of, modality_of, open_dicom, text
 from radfuse.serving.images.errors import UnreadableImage, guarded
 from radfuse.serving.images.formats import Format, format_of
 from radfuse.serving.images.intensity import modality_values
@@ -118,7 +118,7 @@ def _image_type(header: Dataset) -> str:
 
 def _check_modality(headers: Iterable[tuple[Path, Dataset]], modality: str | None) -> None:
     for file, header in headers:
-        found = code(header, "Modality")
+        found = modality_of(header)
         if modality is not None and found != modality:
             came = found or "not said"
             reason = f"expected images of Modality (0008,0060) {modality}, it is {came}"
