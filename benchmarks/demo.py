@@ -2,8 +2,8 @@
 
 Run by ``python -m benchmarks.demo [--work DIR]``; writes ``benchmarks/results/demo.md``. The clone is of the
 commit at hand and uses this environment; set-up is not counted, and everything is computed in float32, as on
-machines without bf16. Memory is the largest sum of proportional
-set sizes over all processes of the run, looked at twice a second.
+machines without bf16. Memory is the largest sum of proportional set sizes over all processes of the run,
+looked at twice a second.
 """
 
 from __future__ import annotations
