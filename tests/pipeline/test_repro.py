@@ -28,6 +28,7 @@ def test_row_4_1_the_folder_of_models_has_the_pages_names(finished: Pipeline) ->
     for modality, name in MODELS.items():
         assert (models / modality / f"{name}_best.pth").is_file()
         assert (models / modality / "training_history.json").is_file()
+        assert [*(models / modality).glob(f"{name}_epoch_*.pth")]
     assert {path.name for path in (models / "ensemble").glob("*")} >= {
         "meta_learner.pth", "weighted_average.json", "ensemble_history.json",
     }  # fmt: skip
