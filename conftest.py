@@ -1,6 +1,7 @@
 """Hypothesis profiles (`sample` for `make test`, `thorough` for `make test-slow`), counts, real images."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,10 @@ from hypothesis import HealthCheck, settings
 # Tables are compared as a pipe shows them; two workers with two threads each would only wait for each other.
 os.environ.pop("COLUMNS", None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell starts what it puts in the background with Ctrl-C ignored, which children inherit: those that a test
+# interrupts would run on for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline: examples here wait for fsync on disks that other programs use too. In CI every run has the same
 # examples, so that no change is blamed for an old bug found by luck; elsewhere each run tries new ones.
