@@ -38,12 +38,15 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
         ill = number % 3 == 0
         picture = random.integers(0, 180, (40, 48)) + 60 * ill
         Image.fromarray(picture.astype(np.uint8)).save(folder / "raw" / f"{number}.png")
-        rows.append([f"{number}.png", f"MRN-{number:06d}", int(ill)])
+        split = ("train", "train", "val", "calibration", "test")[number // 3 % 5]
+        rows.append([f"{number}.png", f"MRN-{number:06d}", int(ill), split])
     with open(folder / "raw" / "xray.csv", "w", encoding="utf-8", newline="") as stream:
-        csv.writer(stream).writerows([["path", "patient_id", "finding"], *rows])
+        csv.writer(stream).writerows([["path", "patient_id", "finding", "part"], *rows])
     params = yaml.safe_load((folder / "chest" / "params.yaml").read_text(encoding="utf-8"))
     for key, value in SMALL.items():
         change(params, key, value)
+    # The key is new each time, and so would be a split by hash.
+    params["sources"][0]["split"] = "part"
     change(params, "privacy.key_file", str(tmp_path_factory.mktemp("home") / "key"))
     (folder / "chest" / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     return made

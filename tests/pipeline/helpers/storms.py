@@ -54,9 +54,9 @@ def storm(
     wanted = {stage: chance.choice((1, 2, 2)) for stage in seconds}
     for attempt in range(_MOST_ATTEMPTS):
         log = pipeline.root.with_name(f"{pipeline.root.name}.{attempt}.log")
-        code, stopped = _attempt(pipeline, targets, log, seconds, wanted, chance, how)
-        if stopped is not None:
-            stops[stopped] += 1
+        code, stage = _attempt(pipeline, targets, log, seconds, wanted, stops, chance, how)
+        if stage is not None:
+            stops[stage] += 1
             continue
         assert code == 0, log.read_text(encoding="utf-8")
         return stops
@@ -69,6 +69,7 @@ def _attempt(
     log: Path,
     seconds: Mapping[str, float],
     wanted: dict[str, int],
+    stopped: Mapping[str, int],
     chance: random.Random,
     how: int,
 ) -> tuple[int | None, str | None]:
@@ -84,9 +85,9 @@ def _attempt(
         entered = STARTED.findall(log.read_text(encoding="utf-8"))
         if entered and entered[-1] != stage:
             stage = entered[-1]
-            # The last time early, as the machine may be faster than when the stage was timed; before that at
-            # any moment, past its end too, where DVC hashes what it left and goes over to the next.
-            longest = 0.4 if wanted.get(stage) == 1 else 1.2
+            # The first time early, as the machine may be faster than when the stage was timed; then at any
+            # moment, past its end too, where DVC hashes what it left and goes over to the next.
+            longest = 1.2 if stage in stopped else 0.3
             moment = chance.uniform(0.0, longest * seconds.get(stage, 0.0))
             due = time.monotonic() + moment if wanted.get(stage) else float("inf")
         if time.monotonic() >= due:
