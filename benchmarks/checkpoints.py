@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ from benchmarks.measuring import (
 from benchmarks.states import STATES, tensors_of, training_state
 
 RESULTS = Path(__file__).parent / "results" / "checkpoints.md"
+# On the disk of the repository, and ignored by git: a run that was killed leaves gigabytes.
+WORK = Path(__file__).parents[1] / ".bench"
 
 # A resuming process loads once, into memory that it does not have yet: each load is timed in a fresh process.
 _LOAD = """
@@ -313,16 +315,21 @@ def one_files_bytes(folder: Path) -> tuple[int, int, int]:
     return len(found), found[0].st_blocks * 512, sum({s.st_ino: s.st_blocks * 512 for s in found}.values())
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure everything and write the results page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=15, help="pairs of runs behind each ratio")
     parser.add_argument(
-        "--folder", type=Path, default=None, help="where to write (default: beside the results, on this disk)"
+        "--folder",
+        type=Path,
+        default=WORK,
+        metavar="DIR",
+        help="where to write, on the disk that is measured (default: .bench of the repository)",
     )
     parser.add_argument("--output", type=Path, default=RESULTS)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.folder or RESULTS.parent) as scratch:
+    options = parser.parse_args(arguments)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="checkpoints-", dir=options.folder) as scratch:
         folder = Path(scratch)
         rows: list[Row] = []
         for cores in (1, 2):

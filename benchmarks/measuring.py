@@ -111,9 +111,11 @@ def machine() -> str:
         ),
         0,
     )
+    # What follows the second number names a provider's build.
+    kernel = ".".join(platform.release().split("-")[0].split(".")[:2])
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
     return (
-        f"{model}, {os.cpu_count()} cores, {memory} GiB{gpu}, Linux {platform.release()}, "
+        f"{model}, {os.cpu_count()} cores, {memory} GiB{gpu}, Linux {kernel}, "
         f"Python {platform.python_version()}, torch {torch.__version__}"
     )
 

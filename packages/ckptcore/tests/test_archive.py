@@ -19,7 +19,7 @@ import ckptcore
 from ckptcore import archive as archiving
 from ckptcore import durable, folder, packing
 from ckptcore.archive import archive, archive_name
-from ckptcore.errors import CheckpointError, DamagedCheckpoint, DiskFull, FolderBusy, UsageError
+from ckptcore.errors import CheckpointError, DamagedCheckpoint, DiskFull, FolderBusy, NothingThere, UsageError
 from ckptcore.layouts import plain
 from ckptcore.lease import Lease
 from ckptcore.versions import promote
@@ -211,8 +211,8 @@ def test_what_makes_no_sense_is_refused_before_anything_is_touched(run, tmp_path
     with pytest.raises(UsageError, match="no folder"):
         archive(tmp_path / "absent", tmp_path / "old.tar.gz")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="no files"):
-        archive(tmp_path / "empty", tmp_path / "old.tar.gz")
+    with pytest.raises(NothingThere, match="no files"):
+        archive(tmp_path / "empty", tmp_path / "a new folder" / "old.tar.gz")
     assert contents(run) == before and (tmp_path / "taken.tar.gz").read_bytes() == b"mine"
     assert sorted(os.listdir(tmp_path)) == ["empty", "taken.tar.gz", "xray"]
 

@@ -11,7 +11,7 @@ from torch import nn
 import ckptcore
 from ckptcore.cli.listing import list_folder
 from ckptcore.comparing import better_when, compare, plot
-from ckptcore.errors import UsageError
+from ckptcore.errors import NothingThere, UsageError
 from ckptcore.layouts import plain
 from ckptcore.weights import model_digest
 
@@ -158,7 +158,7 @@ def test_what_makes_no_sense_is_said(staged, tmp_path):
     with pytest.raises(UsageError, match="min or max"):
         compare([staged], "f1", mode="up")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="got none"):
+    with pytest.raises(NothingThere, match="got none"):
         compare([tmp_path / "empty"])
     with pytest.raises(UsageError, match="no file"):
         compare([tmp_path / "absent.pth"])

@@ -30,10 +30,10 @@ CONFIG = """
 from __future__ import annotations
 import os
 from pathlib import Path
-DATA_FOLDER = Path("/data")
-MODEL_NAME = "convnext"
-LOSS_FUNCTION = "soft_dice"
-LEARNING_RATE = 1e-3
+COHORT = Path("/cohorts/b")
+BACKBONE = "convnext"
+LOSS = "soft_dice"
+WARMUP = {"epochs": 3, "from": 1e-5}
 def helper(): ...
 """
 
@@ -114,79 +114,67 @@ def files(folder):
     return sorted(path.name for path in folder.glob("*.ckpt"))
 
 
-def test_row_3_4_the_pages_usage_with_a_real_binary_run(tmp_path):
-    config = types.ModuleType("config")
-    exec(CONFIG, vars(config))
-    manager = BinaryClassificationCheckpointManager(
-        data_folder=tmp_path, model_name=config.MODEL_NAME, loss_function=config.LOSS_FUNCTION
+def test_row_3_4_a_real_binary_run_fills_its_folder(tmp_path):
+    settings = types.ModuleType("settings")
+    exec(CONFIG, vars(settings))
+    made = BinaryClassificationCheckpointManager(
+        model_name=settings.BACKBONE, loss_function=settings.LOSS, data_folder=tmp_path
     )
-    callback = manager.get_checkpoint_callback(monitor="val_f1", mode="max")
-    manager.save_config(vars(config))
+    made.save_config(vars(settings))
+    callback = made.get_checkpoint_callback(mode="max", monitor="val_f1")
     run, model = fit(callback, (0.2, 0.5, 0.713, 0.6))
-    results = run.test(model, loader(), verbose=False)
-    manager.save_training_metadata(
-        {
-            "best_epoch": callback.best_epoch,
-            "num_epochs_trained": run.current_epoch,
-            "test_results": results[0] if results else {},
-        }
-    )
-    manager.save_classification_report(
-        {"test_metrics": results[0], "model_name": config.MODEL_NAME, "loss_function": config.LOSS_FUNCTION}
-    )
-    manager.save_minimal_logging(
-        best_epoch=callback.best_epoch,
-        best_metric_value=callback.best_model_score,
-        best_metric_name="val_f1",
-        num_epochs_trained=run.current_epoch,
-    )
-    assert sorted(path.name for path in manager.directory.iterdir() if not path.name.startswith(".")) == [
+    (scores,) = run.test(model, loader(), verbose=False)
+    made.save_classification_report({"test_metrics": scores, "site": "B"})
+    made.save_training_metadata({"test_results": scores, "best_epoch": callback.best_epoch})
+    made.save_minimal_logging(callback.best_epoch, callback.best_model_score, "val_f1", run.current_epoch)
+    written = {path.name: path for path in made.directory.iterdir() if not path.name.startswith(".")}
+    assert set(written) == {
         "best-epoch02-val_f1-0.713.ckpt",
         "classification_report.json",
         "config.json",
         "minimal_logging.json",
         "training_summary.json",
-    ]
-    summary = json.loads((manager.directory / "training_summary.json").read_text())
-    assert (summary["best_epoch"], summary["num_epochs_trained"]) == (2, 4)
-    assert summary["best_val_f1"] == pytest.approx(0.713)
-    assert set(summary["test_results"]) == {"test_loss", "test_f1"}
-    assert summary["early_stopping_triggered"] is False
-    assert json.loads((manager.directory / "config.json").read_text()) == {
-        "DATA_FOLDER": "/data",
-        "MODEL_NAME": "convnext",
-        "LOSS_FUNCTION": "soft_dice",
-        "LEARNING_RATE": 0.001,
+    }
+    told = {
+        name.removesuffix(".json"): json.loads(path.read_text())
+        for name, path in written.items()
+        if name.endswith(".json")
+    }
+    best = {"best_epoch": 2, "best_val_f1": pytest.approx(0.713), "num_epochs_trained": 4}
+    for file in ("training_summary", "minimal_logging"):
+        assert {key: told[file][key] for key in best} == best
+        assert told[file]["early_stopping_triggered"] is False
+    assert set(told["training_summary"]["test_results"]) == {"test_loss", "test_f1"}
+    assert told["classification_report"]["test_metrics"] == scores
+    assert told["classification_report"]["site"] == "B"
+    assert told["config"] == {
+        "COHORT": "/cohorts/b",
+        "BACKBONE": "convnext",
+        "LOSS": "soft_dice",
+        "WARMUP": {"epochs": 3, "from": 1e-5},
     }
 
 
-def test_row_3_3_the_pages_own_arguments_are_taken_and_a_best_epoch_that_is_none_is_said(tmp_path, caplog):
-    manager = BinaryClassificationCheckpointManager(
-        data_folder=tmp_path, model_name="convnext", loss_function="soft_dice"
+def test_row_3_3_figures_that_are_not_the_best_files_are_written_as_given_and_the_epoch_is_said(
+    tmp_path, caplog
+):
+    made = BinaryClassificationCheckpointManager(
+        loss_function="hinge", model_name="swin_tiny", data_folder=tmp_path
     )
-    callback = manager.get_checkpoint_callback(monitor="val_f1", mode="max")
-    trainer, model = fit(callback, (0.2, 0.5, 0.713, 0.6))
-    test_results = trainer.test(model, loader(), verbose=False)
-    best_f1_score = float(callback.best_model_score)
-    manager.save_training_metadata(
-        {
-            "best_epoch": trainer.current_epoch,
-            "num_epochs_trained": trainer.current_epoch + 1,
-            "test_results": test_results[0] if test_results else {},
-        }
+    callback = made.get_checkpoint_callback(mode="max", monitor="val_f1")
+    run, _ = fit(callback, (0.2, 0.5, 0.713, 0.6))
+    # Older programs give the Trainer's current_epoch, which after fit() is how many epochs ran.
+    after = {"num_epochs_trained": run.current_epoch + 1, "best_epoch": run.current_epoch}
+    score = callback.best_model_score.item()
+    files = (
+        made.save_training_metadata(after),
+        made.save_minimal_logging(best_metric_name="val_f1", best_metric_value=score, **after),
     )
-    manager.save_minimal_logging(
-        best_epoch=trainer.current_epoch,
-        best_metric_value=best_f1_score,
-        best_metric_name="val_f1",
-        num_epochs_trained=trainer.current_epoch + 1,
-    )
-    # After fit() current_epoch is how many epochs ran, so the page's own figures are not the best file's.
-    assert "best_epoch 4 was given, and the best checkpoint is of epoch 2" in caplog.text
-    summary = json.loads((manager.directory / "training_summary.json").read_text())
-    assert (summary["best_epoch"], summary["num_epochs_trained"]) == (4, 5)
-    minimal = json.loads((manager.directory / "minimal_logging.json").read_text())
-    assert minimal["best_epoch"] == 4 and minimal["num_epochs_trained"] == 5
+    assert caplog.text.count("best_epoch 4 was given, and the best checkpoint is of epoch 2") == 2
+    for file in files:
+        told = json.loads(file.read_text())
+        assert (told["best_epoch"], told["num_epochs_trained"]) == (4, 5)
+        assert told["best_val_f1"] == pytest.approx(0.713)
 
 
 def test_row_3_4_one_best_file_is_kept_and_there_is_never_none(tmp_path):
@@ -217,7 +205,7 @@ def test_row_3_4_a_loss_is_minimised_and_the_sanity_check_does_not_count(tmp_pat
 
 def test_row_3_5_a_real_run_of_several_classes_with_early_stopping(tmp_path):
     manager = MulticlassFlareCheckpointManager(
-        data_folder=tmp_path, model_name="vit_base_patch32_224", loss_function="focal"
+        data_folder=tmp_path, model_name="swin_tiny", loss_function="poly1"
     )
     callback = manager.get_checkpoint_callback("val_f1", "max")
     stopping = lightning.callbacks.EarlyStopping("val_f1", mode="max", patience=1)

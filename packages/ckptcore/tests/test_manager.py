@@ -678,6 +678,16 @@ def test_a_nonfinite_state_is_kept_as_latest_and_training_resumes_before_it(tmp_
     assert found is not None and found.epochs_finished == 2
 
 
+def test_a_finite_state_that_was_saved_before_a_nonfinite_step_is_gone_on_from(tmp_path: Path) -> None:
+    run(tmp_path, [0.5, 0.4])
+    with opened(tmp_path) as manager:
+        manager.resume()
+        manager.step(state(0.3), epoch=2, global_step=7, epoch_end=False, reason="nonfinite")
+    with opened(tmp_path) as manager:
+        found = manager.resume()
+    assert found is not None and (found.header.reason, found.header.global_step) == ("nonfinite", 7)
+
+
 # Steps and epochs
 
 

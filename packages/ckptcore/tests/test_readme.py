@@ -55,6 +55,11 @@ def test_the_other_examples_run_as_they_stand(tmp_path: Path) -> None:
     setting_up = "import torch, ckptcore\nmodel = torch.nn.Linear(8, 1)\n"
     result = run(sys.executable, setting_up + "\n".join(BLOCKS[1:]), tmp_path)
     assert result.returncode == 0, result.stderr
+    (run_folder,) = (tmp_path / "data" / "checkpoints" / "lesions" / "binary").iterdir()
+    assert run_folder.name.endswith("_convnext_bce")
+    assert {path.name for path in run_folder.iterdir() if not path.name.startswith(".")} == {
+        *("best-epoch00-val_f1-0.710.ckpt", "config.json", "training_summary.json"),
+    }
 
 
 @pytest.mark.slow

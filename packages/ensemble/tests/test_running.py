@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import ckptcore
 from radfuse.engine import agreement, predictions
 from radfuse.engine.cli import run
 from radfuse.engine.places import Places
-from radfuse.ensemble import answering, running, stacking
+from radfuse.ensemble import answering, stacking
 from radfuse.ensemble.features import Feature, outputs_of
 
 ID = re.compile(r"\b[psi][0-9a-f]{12}\b")
@@ -181,17 +179,10 @@ def test_a_second_run_writes_the_same_bytes(copied: Places) -> None:
     assert written() == before
 
 
-def test_work_folders_that_nobody_touched_for_a_day_go(copied: Places) -> None:
-    work = copied.work("ensemble")
-    (own,) = work.iterdir()
-    for name, age in (("0" * 16, 2.0), ("1" * 16, 0.1)):
-        (work / name).mkdir()
-        (work / name / "latest.pth").touch()
-        then = time.time() - age * 86_400
-        for path in (work / name / "latest.pth", work / name):
-            os.utime(path, (then, then))
-    assert running.prune(copied, own.name) == ["0" * 16]
-    assert sorted(path.name for path in work.iterdir()) == sorted([own.name, "1" * 16])
+def test_an_ensemble_that_was_fitted_is_marked_so_that_it_may_go_when_it_is_old(copied: Places) -> None:
+    (own,) = (path for path in copied.work("ensemble").iterdir() if path.is_dir())
+    record = json.loads((own / "run.json").read_text())
+    assert "finished" in record and record["recipe"]["code"].keys() >= {"radfuse.engine.folds"}
 
 
 def test_a_model_trained_anew_makes_the_ensemble_stale(copied: Places, capsys: Any) -> None:

@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from filelock import FileLock
 
-from radfuse.phantom import ForeignFolder, PhantomError, patient, tables, write
+from radfuse.phantom import ForeignFolder, PhantomError, folder, patient, tables, write
 from radfuse.phantom.diseases import DISEASES, FINDINGS, MODALITIES
 
 README = Path(__file__).parents[1] / "README.md"
@@ -90,16 +91,21 @@ def test_a_patient_whose_file_is_damaged_is_written_again(tmp_path, small, harm)
     assert digests(tmp_path / "c") == before
 
 
-def begin(out, workers, patients=40):
+def command(out, workers, patients):
     settings = {"workers": workers, "seed": 5, "xray_size": [64, 80], "ct_matrix": 64}
     settings |= {"ct_slices": [10, 14], "mri_matrix": [30, 36]}
     arguments = [f"--set=phantom.{key}={value}" for key, value in settings.items()]
+    return [sys.executable, "-m", "radfuse.phantom", f"--out={out}", f"--patients={patients}", *arguments]
+
+
+def begin(out, workers, patients=40, before=(), environment=None):
     return subprocess.Popen(
-        [sys.executable, "-m", "radfuse.phantom", f"--out={out}", f"--patients={patients}", *arguments],
+        [*before, *command(out, workers, patients)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
         cwd=out.parent,
+        env=environment,
     )
 
 
@@ -130,6 +136,56 @@ def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path):
     process.communicate(timeout=30)
 
 
+PARENT = "import subprocess, sys; subprocess.run(sys.argv[1:])"
+LINUX = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="only Linux tells a child of its parent's end"
+)
+
+
+def begin_with_a_parent(out, environment):
+    """A call with two processes, started by a process that does nothing else; the group is its number."""
+    return begin(out, 2, patients=400, before=(sys.executable, "-c", PARENT), environment=environment)
+
+
+@LINUX
+def test_under_dvc_a_call_ends_with_its_parent_and_the_next_one_goes_on_at_once(tmp_path, cohort, small):
+    out = tmp_path / "c"
+    parent = begin_with_a_parent(out, {**os.environ, "DVC_STAGE": "phantom"})
+    try:
+        wait_for_records(out, parent, 2)
+        os.kill(parent.pid, signal.SIGKILL)
+        report = write(out, small)
+        # The pipe closes when the last process that holds it has ended.
+        assert b"400 of 400" not in parent.stdout.read()
+    finally:
+        end_group(parent)
+    assert report.kept >= 2
+    assert digests(out) == digests(cohort)
+
+
+def test_without_dvc_a_call_outlives_its_parent(tmp_path):
+    out = tmp_path / "c"
+    environment = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"}
+    parent = begin_with_a_parent(out, environment)
+    try:
+        wait_for_records(out, parent, 2)
+        os.kill(parent.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, parent.pid, os.WEXITED | os.WNOWAIT)
+        known = len(list((out / patient.RECORDS).glob("*.json")))
+        limit = time.monotonic() + 60
+        while len(list((out / patient.RECORDS).glob("*.json"))) < known + 10:
+            assert time.monotonic() < limit
+            time.sleep(0.005)
+    finally:
+        end_group(parent)
+
+
+def end_group(process):
+    """End what is left of the group that a process began; it was not waited for, so the number is its own."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
 def test_a_killed_worker_is_reported_and_finished_patients_are_kept(tmp_path, small):
     def kill_one(done, of):
         if done == 2:
@@ -150,15 +206,29 @@ def test_a_folder_of_somebody_else_is_refused_and_stays_as_it_is(tmp_path, small
         write(tmp_path / "thesis.txt", small)
 
 
-def test_a_second_call_on_a_folder_that_is_being_written_is_refused(tmp_path, small):
-    process = begin(tmp_path / "c", 1, patients=400)
-    try:
-        wait_for_records(tmp_path / "c", process, 1)
-        with pytest.raises(ForeignFolder, match="another call"):
-            write(tmp_path / "c", small)
-    finally:
+def test_a_second_call_on_a_folder_that_is_being_written_waits_and_goes_on(tmp_path, cohort, small):
+    out, told = tmp_path / "c", []
+    process = begin(out, 1, patients=400)
+
+    def say(line):
+        told.append(line)
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+
+    try:
+        wait_for_records(out, process, 1)
+        assert write(out, small, say=say).kept >= 1
+    finally:
+        end_group(process)
+    assert len(told) == 1 and "waiting for it to end, for 60 s at most" in told[0]
+    assert digests(out) == digests(cohort)
+
+
+def test_a_second_call_is_refused_when_the_first_does_not_end(tmp_path, small, monkeypatch):
+    monkeypatch.setattr(folder, "LONGEST_WAIT", 0.1)
+    (tmp_path / "c").mkdir()
+    with FileLock(tmp_path / "c" / ".lock"), pytest.raises(ForeignFolder, match="another call is still"):
+        write(tmp_path / "c", small)
+    assert write(tmp_path / "c", small.model_copy(update={"patients": 1})).written == 1
 
 
 def test_a_full_disk_says_what_to_do_and_loses_no_finished_patient(tmp_path, small, monkeypatch):

@@ -1,15 +1,18 @@
 """The command takes settings from options, --set and params.yaml, and says plainly what is wrong in them."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from radfuse.phantom import Settings, SettingsError
+from radfuse.phantom import Settings, SettingsError, patient
 from radfuse.phantom.command import phantom
 from radfuse.phantom.settings import load
 
@@ -75,6 +78,41 @@ def test_wrong_settings_end_with_two_and_say_what_to_do(tmp_path, run, arguments
     assert result.exit_code == 2
     assert message in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_somebody_else_ends_with_one(tmp_path, run):
+    (tmp_path / "thesis.txt").write_text("three years of work")
+    result = run("--out", tmp_path)
+    assert result.exit_code == 1
+    assert "did not write" in result.stderr
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_full_or_read_only_disk_ends_with_one_and_a_message(tmp_path, run, monkeypatch, number):
+    def refused(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(patient, "write", refused)
+    result = run("--out", "out", "--set", "phantom.workers=1")
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    assert f"cannot write to out: {os.strerror(number)}." in result.stderr
+
+
+def test_a_folder_that_cannot_be_made_ends_with_one_and_a_message(tmp_path, run):
+    (tmp_path / "file").write_text("")
+    result = run("--out", "file/below")
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    assert "cannot write to file/below: Not a directory" in result.stderr
+
+
+def test_parameters_that_cannot_be_looked_for_end_with_one_and_name_the_file(run, monkeypatch):
+    def refused(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    result = run("--out", "out")
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    assert "params.yaml: Permission denied" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,9 @@ def make(folder: Path, changes: Mapping[str, Any] | None = None) -> Pipeline:
     for code in {
         dep for stage in stages().values() for dep in stage.get("deps", ()) if dep.startswith("packages/")
     }:
-        shutil.copytree(ROOT / code, folder / code, ignore=shutil.ignore_patterns("__pycache__"))
+        # Some lie inside each other: a stage depends on a part of the engine, another on all of it.
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / code, folder / code, ignore=ignored, dirs_exist_ok=True)
     made = Pipeline(folder)
     made.run("dvc", "init", "--no-scm", "--quiet")
     return made

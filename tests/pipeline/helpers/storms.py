@@ -29,10 +29,9 @@ _LONGEST = 900.0
 _CLOCKS = ("created", "timestamp", "exported", "finished_at", "time", "mlflow_run_id", "seconds")
 """Keys of JSON files that tell when something was, and not what."""
 _SHIFTING = re.compile(
-    r"^(\.dvc/|dvc\.lock$|\.work/.*(\.lock|/run\.json|/training_\d+_\d+\.json)$|mlruns/|mlflow\.db|data/phantom/"
-    r"|packages/)"
+    r"^(\.dvc/|dvc\.lock$|\.work/.*(\.lock|/run\.json|/training_\d+_\d+\.json)$|mlruns/|mlflow\.db(\.lock)?$|packages/)"
 )
-"""Files whose names or number follow from when they were made, or that are the pipeline's input."""
+"""Files whose names or number follow from when they were made, and the copies of the code."""
 
 
 def storm(
@@ -87,7 +86,7 @@ def _attempt(
             stage = entered[-1]
             # The first time early, as the machine may be faster than when the stage was timed; then at any
             # moment, past its end too, where DVC hashes what it left and goes over to the next.
-            longest = 1.2 if stage in stopped else 0.3
+            longest = 1.2 if stage in stopped else 0.2
             moment = chance.uniform(0.0, longest * seconds.get(stage, 0.0))
             due = time.monotonic() + moment if wanted.get(stage) else float("inf")
         if time.monotonic() >= due:
@@ -146,7 +145,7 @@ def _content(path: Path) -> Any:
         return _timeless(json.loads(path.read_text(encoding="utf-8")))
     if path.suffix == ".parquet":
         return pd.read_parquet(path).to_csv()
-    if path.suffix in (".csv", ".txt", ".npy", ".onnx"):
+    if path.suffix in (".csv", ".txt", ".npy", ".onnx", ".dcm", ".gz"):
         return hashlib.sha256(path.read_bytes()).hexdigest()
     return "there"
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from ckptcore import durable, folder
 from ckptcore.cards import pinned_names
 from ckptcore.catalogue import SUFFIXES as CHECKPOINTS
-from ckptcore.errors import CheckpointError, UsageError
+from ckptcore.errors import CheckpointError, NothingThere, UsageError
 from ckptcore.lease import Lease
 from ckptcore.packing import SUFFIXES, Member, Original, pack, read_back, suffix_of
 from ckptcore.tree import walk
@@ -98,7 +98,8 @@ def archive(
         include_versions: whether versions and pinned files go as well.
 
     Raises:
-        UsageError: the name is taken, of another kind, or in the folder; or there is nothing to pack.
+        NothingThere: the folder holds no file, or none but the record of its rules and pins.
+        UsageError: the name is taken, of another kind, or in the folder.
         FolderBusy: a training run writes to the folder.
         DamagedCheckpoint: what was read back is not what is in the folder; nothing was deleted.
         DiskFull: the archive does not fit; nothing was changed.
@@ -108,12 +109,12 @@ def archive(
         raise UsageError("expected a folder to archive and a file to make, got an empty path.")
     source, target = Path(directory), Path(to)
     _check_target(source, target)
-    durable.make_folder(target.parent)
-    durable.require_writable(target.parent)
     with _sole_writer(source, remove):
         found, kept = _list(source)
-        if not found:
-            raise UsageError(f"{source} holds no files to archive.")
+        if all(file.path.parent.name == folder.HIDDEN for file in found):
+            raise NothingThere(f"{source} holds no files to archive.")
+        durable.make_folder(target.parent)
+        durable.require_writable(target.parent)
         pinned = _strangers(found, include_versions)
         pinned |= {} if include_versions else _pinned(source, found)
         if remove:

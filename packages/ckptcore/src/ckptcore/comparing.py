@@ -10,7 +10,7 @@ from typing import Any
 
 from ckptcore import reader
 from ckptcore.catalogue import SUFFIXES
-from ckptcore.errors import CheckpointError, UsageError
+from ckptcore.errors import CheckpointError, NothingThere, UsageError
 from ckptcore.header import Header
 from ckptcore.loading import load, read_header
 from ckptcore.rules import Mode, finite_score, improves
@@ -98,13 +98,14 @@ def compare(
         mode: whether "min" or "max" is better; by default told from the metric's name.
 
     Raises:
-        UsageError: there is nothing to compare, or nothing has the metric.
+        NothingThere: no path is a file or a folder that holds checkpoints.
+        UsageError: a file does not exist, or nothing has the metric.
     """
     if mode is not None and mode not in MODES:
         raise UsageError(f"expected mode to be min or max, got {mode!r}.")
     files = [file for path in paths for file in _files(Path(path))]
     if not files:
-        raise UsageError("expected checkpoints to compare, or a folder of them; got none.")
+        raise NothingThere("expected checkpoints to compare, or a folder of them; got none.")
     told = {file: _row(file) for file in files}
     gone = tuple(file for file, row in told.items() if row is None)
     missing = next((file for file in gone if file in map(Path, paths)), None)

@@ -19,6 +19,10 @@ class UsageError(CheckpointError):
     """A call or a command was given arguments that make no sense."""
 
 
+class NothingThere(UsageError):
+    """A folder holds nothing of what was to be worked on; for a command that is a finding."""
+
+
 class UnsavableValue(CheckpointError):
     """A value of the state cannot be stored so that ``torch.load`` (weights_only) opens it again.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,7 +26,10 @@ from ckptcore.semver import is_version
 
 _log = logging.getLogger(__name__)
 ARCHIVED = "archived"
-_NO_START = ("exception", "nonfinite")
+NONFINITE = "nonfinite"
+"""Reason for a save: a loss was no number. The state may be that before it, which is whole."""
+SPOILT = "was saved when a loss was no number, and holds NaN or infinity"
+_NO_START = ("exception",)
 """Reasons for a save that no run goes on from unless it is named."""
 
 
@@ -55,7 +58,10 @@ def newest(
     unreadable: OSError | None = None
     for file in candidates(catalogue, layout, run_key):
         try:
-            return load(file.path, map_location, mmap=mmap)
+            found = load(file.path, map_location, mmap=mmap)
+            if is_start(found):
+                return found
+            _log.warning("%s %s; trying the one before it.", file.name, SPOILT)
         except (NewerFormat, UsageError):
             raise
         except CheckpointError as error:
@@ -77,6 +83,22 @@ def newest(
     return None
 
 
+def is_start(found: Checkpoint) -> bool:
+    """Whether a run goes on from a checkpoint: one of a loss that was no number may be spoilt, or not."""
+    return found.header.reason != NONFINITE or _is_finite(found)
+
+
+def _is_finite(value: object) -> bool:
+    """Whether every number in tensors of mappings and lists is finite."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return not value.is_floating_point() or bool(torch.isfinite(value).all())
+    if isinstance(value, Mapping):
+        return all(_is_finite(value[key]) for key in value)
+    return all(map(_is_finite, value)) if isinstance(value, (list, tuple)) else True
+
+
 def _tell_of_others(catalogue: Catalogue, layout: Layout, run_key: str | None) -> None:
     """Say which files a fresh start leaves behind: another layout or key may have been given by mistake."""
     left = [
@@ -85,7 +107,7 @@ def _tell_of_others(catalogue: Catalogue, layout: Layout, run_key: str | None) -
         if f.native
         and f.header is not None
         and f.header.run_key is not None
-        and f.header.reason not in _NO_START
+        and f.header.reason not in (*_NO_START, NONFINITE)
         and not is_version(f.name)
         and f.path.exists()  # What was damaged has been set aside.
     ]

@@ -65,6 +65,12 @@ def test_verify_compares_a_version_with_its_card(ckpt, trained):
     assert ran.code == 1 and "DAMAGED" in ran.out and "is not the file that was promoted" in ran.out
 
 
+def test_compare_of_a_folder_of_runs_finds_none_and_says_where_they_are(ckpt, trained):
+    ran = ckpt("compare", trained.parent)
+    assert ran.code == 1 and ran.out == ""
+    assert ran.err == f"ckpt: no checkpoints in {trained.parent}; there are some below, in {trained}\n"
+
+
 @pytest.mark.parametrize("command", ["verify", "compare", "du"])
 def test_a_folder_below_that_cannot_be_read_is_a_finding_and_named(ckpt, trained, monkeypatch, command):
     train(trained / "below", "other", (0.1,))

@@ -15,6 +15,13 @@ COMMANDS = (
     *("list", "latest", "show", "versions", "du", "verify", "diff", "compare", "plan", "clean", "archive"),
     *("resume", "import", "export-weights", "promote"),
 )
+# Calls of every command that takes a folder, after the folder.
+FOLDER_CALLS = (
+    *((name,) for name in ("list", "latest", "versions", "du", "verify", "compare", "plan", "resume")),
+    *(("compare", "--metric", "val_auc", "--plot", "drawn.png"), ("plan", "--keep", 1)),
+    *(("clean", "--keep", 1), ("clean", "--keep", 0, "--yes"), ("clean", "--keep", 1, "--dry-run")),
+    *(("archive", "--to", "packed/a.tar.gz"), ("archive", "--to", "a.tar.gz", "--keep-originals")),
+)
 
 
 def cold(*arguments, **options):
@@ -123,6 +130,60 @@ def test_a_list_reads_a_few_kilobytes_of_each_file_however_large_it_is(ckpt, tmp
     monkeypatch.setattr(os, "pread", counted)
     assert "20 files" in ckpt("list", tmp_path).out
     assert 20 <= len(read) <= 60 and sum(read) <= 20 * (20 << 10)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """The current folder, of a project that says how its training is resumed."""
+    here = tmp_path / "project"
+    here.mkdir()
+    (here / "pyproject.toml").write_text('[tool.ckptcore]\nresume_command = ["false", "{checkpoint}"]\n')
+    monkeypatch.chdir(here)
+    return here
+
+
+@pytest.mark.parametrize("call", FOLDER_CALLS, ids=lambda call: " ".join(map(str, call)))
+def test_nothing_there_at_all_is_exit_code_1_of_every_command_that_takes_a_folder(ckpt, project, call):
+    command, *options = call
+    (project / "empty").mkdir()
+    ran = ckpt(command, "empty", *options)
+    assert ran.code == 1 and re.search(r"^ckpt: .*\bno\b.* (empty|files)", ran.err), ran.err
+    assert ran.out == "" or command == "du"
+    told = ckpt(command, "empty", *options, "--json") if command != "resume" else ran
+    assert told.code == 1 and told.err == ran.err
+    assert command == "resume" or not any(value for value in told.json.values() if isinstance(value, list))
+    assert {path.name for path in project.rglob("*")} == {"empty", "pyproject.toml"}
+
+
+@pytest.mark.parametrize("call", FOLDER_CALLS, ids=lambda call: " ".join(map(str, call)))
+def test_a_folder_that_was_archived_has_nothing_there_but_its_records(ckpt, trained, project, call):
+    command, *options = call
+    assert ckpt("archive", trained, "--to", project / "whole.tar.gz").code == 0
+    assert ckpt(command, trained, *options).code == (0 if command == "du" else 1)
+    assert {path.name for path in project.iterdir()} == {"whole.tar.gz", "pyproject.toml"}
+
+
+@pytest.mark.parametrize("call", FOLDER_CALLS, ids=lambda call: " ".join(map(str, call)))
+def test_a_folder_that_does_not_exist_is_wrong_usage_of_every_command(ckpt, project, call):
+    command, *options = call
+    ran = ckpt(command, "absent", *options)
+    assert ran.code == 2 and ran.out == "" and "absent" in ran.err
+
+
+def test_the_calls_with_a_folder_are_those_of_every_command_that_takes_one(ckpt):
+    usages = {name: ckpt(name, "--help").out.partition("\n\n")[0] for name in COMMANDS}
+    take_one = {name for name, usage in usages.items() if re.search(r" (DIR|PATH\.\.\.)", usage)}
+    assert take_one == {command for command, *_ in FOLDER_CALLS}
+
+
+def test_the_keys_are_the_same_where_there_is_nothing(ckpt, trained, project):
+    (project / "empty").mkdir()
+    for command, *options in FOLDER_CALLS:
+        if command == "resume" or (command == "clean" and "--dry-run" not in options):
+            continue
+        kept = ["--keep-originals"] if command == "archive" else []
+        empty, full = (ckpt(command, at, *options, *kept, "--json") for at in ("empty", trained))
+        assert set(empty.json) == set(full.json), command
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,22 @@ def test_latest_passes_over_damage_inside_tensors_and_moves_nothing(ckpt, traine
     assert "epoch_5.pt" in ran.out and names(trained) == before
 
 
+@pytest.mark.parametrize(("value", "taken"), [(float("nan"), "best.pt"), (0.5, "latest.pt")])
+def test_latest_takes_what_was_saved_at_a_loss_that_was_no_number_if_it_is_whole(
+    ckpt, tmp_path, value, taken
+):
+    train(tmp_path, "a1", (0.5, 0.6))
+    with ckptcore.CheckpointManager(
+        tmp_path, layouts.plain("val_auc", "max", last=10), run_key="a1"
+    ) as manager:
+        manager.resume()
+        state = {"model_state_dict": {"w": torch.full((2,), value)}}
+        manager.step(state, epoch=2, global_step=9, epoch_end=False, reason="nonfinite")
+    ran = ckpt("latest", tmp_path)
+    assert ran.code == 0 and taken in ran.out.splitlines()[0], ran.out
+    assert ("holds NaN or infinity" in ran.err) == (taken == "best.pt")
+
+
 def test_latest_of_another_programs_folder_prefers_numbered_files_and_promises_nothing(ckpt, tmp_path):
     for name in ("checkpoint_5.pt", "checkpoint_10.pt", "best_model.pt"):
         torch.save({"epoch": 1, "w": torch.zeros(1)}, tmp_path / name)

@@ -1,18 +1,22 @@
+import importlib
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from pipelines import write_csv, write_png
+from pipelines import Pipeline, write_csv, write_png, xray_table
 
-from radfuse.engine import config, modality, pushing, scaffold
+from radfuse.engine import code, config, modality, pushing, scaffold
 from radfuse.engine.blocks import SplitSettings
 from radfuse.engine.commented import block
 from radfuse.engine.places import Places
+from radfuse.engine.preparing import jobs
 from radfuse.engine.sources import open_sources
+from radfuse.serving.preprocess import kind as kinds
 
 FILES = ("params.yaml", "dvc.yaml", ".gitignore", "README.md")
 
@@ -80,6 +84,76 @@ def test_stages_of_tables_follow_the_tables_and_the_readme_says_what_they_do_not
         assert "data/raw" not in stages[name]["deps"]
     assert "sources" in stages["evaluate"]["params"]
     assert "under their old names" in (tmp_path / "mine" / "README.md").read_text()
+
+
+def test_the_readme_says_what_an_upgrade_asks_for(radfuse: Callable[..., Any], tmp_path: Path) -> None:
+    """The packages are no part of the folder's checkout, so that DVC follows none of their code."""
+    radfuse("init", tmp_path / "mine")
+    stages = yaml.safe_load((tmp_path / "mine" / "dvc.yaml").read_text())["stages"]
+    assert not [dep for stage in stages.values() for dep in stage["deps"] if "packages/" in dep]
+    assert "After an upgrade of radfuse" in (tmp_path / "mine" / "README.md").read_text()
+    assert "`dvc repro -f`" in (tmp_path / "mine" / "README.md").read_text()
+
+
+@pytest.fixture
+def restarted() -> Iterator[Callable[[], None]]:
+    """Has the code read again, as a new process does; one process reads it once."""
+    yield jobs._code.cache_clear
+    jobs._code.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("radfuse.serving.images", "volume.py"),
+        ("radfuse.serving.preprocess", "radiograph.py"),
+        ("radfuse.engine.preparing.decoding", ""),
+    ],
+)
+def test_arrays_of_older_reading_code_are_made_anew(
+    pipeline: Pipeline,
+    monkeypatch: pytest.MonkeyPatch,
+    restarted: Callable[[], None],
+    tmp_path: Path,
+    name: str,
+    file: str,
+) -> None:
+    pipeline.sources(xray_table(pipeline.root / "raw", patients=3, images_each=2))
+    pipeline.cohort()
+    first = pipeline.prepare("xray")
+    restarted()
+    assert pipeline.prepare("xray").kept == first.prepared == 6
+    installed, upgraded = code.place_of, tmp_path / "upgraded"
+    if file:
+        shutil.copytree(installed(name), upgraded)
+    else:
+        shutil.copy(installed(name), upgraded)
+    with (upgraded / file).open("a") as stream:
+        stream.write("MENDED = True\n")
+    monkeypatch.setattr(code, "place_of", lambda one: upgraded if one == name else installed(one))
+    restarted()
+    last = pipeline.prepare("xray")
+    assert (last.kept, last.prepared, last.digest) == (0, 6, first.digest)
+
+
+def test_arrays_of_an_older_kind_of_preprocessing_are_made_anew_whoever_brings_it(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, restarted: Callable[[], None], tmp_path: Path
+) -> None:
+    module = tmp_path / "brought_kind.py"
+    module.write_text(
+        "from radfuse.serving.preprocess.radiograph import RadiographKind\n"
+        "class Brought(RadiographKind): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(kinds._kinds, "brought", importlib.import_module("brought_kind").Brought())
+    pipeline.sources(xray_table(pipeline.root / "raw", patients=3))
+    pipeline.cohort()
+    spec = {"kind": "brought", "size": [16, 16]}
+    pipeline.prepare("xray", spec)
+    assert pipeline.prepare("xray", spec).kept == 3
+    module.write_text(module.read_text() + "MENDED = True\n")
+    restarted()
+    assert pipeline.prepare("xray", spec).kept == 0
 
 
 def test_the_exports_of_the_ensemble_are_outputs_of_every_new_pipeline(

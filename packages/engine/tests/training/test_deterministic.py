@@ -8,6 +8,7 @@ from torch import nn
 
 from radfuse.ct.network import resnet18
 from radfuse.engine.training.deterministic import Mean, SeparateMaxPool3d, replace_layers
+from radfuse.engine.training.tasks.segmentation import DiceCE
 from radfuse.mri.network import unet
 from radfuse.xray.network import resnet50
 
@@ -61,6 +62,33 @@ def test_our_networks_keep_their_weights_and_answers(network, shape, expected):
     left = {type(layer) for layer in made.modules()}
     assert not left & {nn.MaxPool3d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d}
     assert replace_layers(made) == []
+
+
+@pytest.mark.parametrize("weights", [None, torch.tensor([0.5, 1.0, 2.0])])
+def test_the_loss_of_segmentations_keeps_its_value_and_gradient_without_what_cuda_sums_in_any_order(weights):
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 4, 5, 6, generator=draw, requires_grad=True)
+    target = torch.randint(0, 3, (2, 4, 5, 6), generator=draw)
+    loss = DiceCE(weights)
+    expected = loss(logits, target)
+    assert "NllLoss" in "".join(steps(expected))
+    wanted, *_ = torch.autograd.grad(expected, logits)
+    assert replace_layers(loss) == ["cross_entropy"]
+    found = loss(logits, target)
+    assert "NllLoss" not in "".join(steps(found))
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert torch.allclose(torch.autograd.grad(found, logits)[0], wanted, atol=1e-7)
+
+
+def steps(value):
+    """Names of the backward passes that a value's gradient goes through."""
+    waiting, seen = [value.grad_fn], set()
+    while waiting:
+        step = waiting.pop()
+        if step is not None and step not in seen:
+            seen.add(step)
+            waiting += [one for one, _ in step.next_functions]
+    return {step.name() for step in seen}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: deterministic gradients not shown")

@@ -4,10 +4,12 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -194,6 +196,10 @@ def test_a_server_that_dies_during_a_training_costs_its_points_alone_until_it_is
     assert len(latest["history"]["val_auc"]) == 2
     (log,) = pipeline.works()[0].glob("training_2*.json")
     assert len(json.loads(log.read_text())["epochs"]) == 2
+    with closing(sqlite3.connect(tmp_path / "s.db")) as database:
+        wanted = "select step, value from metrics where key = 'val_auc' order by step"
+        told = database.execute(wanted).fetchall()
+    assert told == list(enumerate(latest["history"]["val_auc"], 1))
 
 
 def serve(folder, port):

@@ -1,6 +1,10 @@
 """A run that was stopped anywhere ends bit-identical to one that never was."""
 
+import logging
+from importlib.metadata import version
+
 import pytest
+import torch
 import yaml
 from outcomes import assert_same, assert_same_end, result
 from stopping import stop_at
@@ -11,6 +15,7 @@ from ckptcore import layouts
 from ckptcore.signals import TrainingInterrupted
 from radfuse.engine.errors import CannotGoOn, SettingsError
 from radfuse.engine.modality import modality
+from radfuse.engine.training import numerics
 from radfuse.engine.training.numerics import OtherNumerics
 from radfuse.engine.training.run import Run
 
@@ -73,13 +78,60 @@ def test_a_crash_loses_what_came_after_the_last_save_alone(tmp_path, monkeypatch
     assert_same(result(whole), result(torn))
 
 
-def test_conditions_that_change_bits_need_a_flag(toy, monkeypatch):
+def another_cpu(patch):
+    patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "ANOTHER")
+    return "hardware '.*' then, 'ANOTHER' now"
+
+
+def another_torch(patch):
+    patch.setattr(numerics, "version", lambda name: {"torch": "1.0"}.get(name) or version(name))
+    return r"torch '.*' then, '1\.0' now"
+
+
+@pytest.mark.parametrize("changed", [another_cpu, another_torch])
+def test_conditions_that_change_bits_need_a_flag(toy, monkeypatch, changed):
     stop_at(monkeypatch, [3])
     with pytest.raises(TrainingInterrupted):
         toy.train()
-    with pytest.raises(OtherNumerics, match=r"precision '32' then, 'bf16' now.*--accept-other-hardware"):
-        toy.train("train.precision=bf16")
-    assert toy.train("train.precision=bf16", accept_other_hardware=True).epochs_finished == 2
+    said = changed(monkeypatch)
+    with pytest.raises(OtherNumerics, match=rf"{said}.*--accept-other-hardware"):
+        toy.train()
+    assert toy.train(accept_other_hardware=True).epochs_finished == 2
+
+
+@pytest.mark.parametrize("change", ["train.precision=bf16", "train.deterministic=true"])
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_changed_precision_is_another_training_and_never_the_old_model(toy, monkeypatch, change, stopped):
+    if stopped:
+        stop_at(monkeypatch, [3])
+        with pytest.raises(TrainingInterrupted):
+            toy.train()
+    else:
+        toy.train()
+    (before,) = toy.works()
+    outcome = toy.train(change)
+    assert outcome.trained and outcome.key != before.name
+    setting, wanted = change.removeprefix("train.").split("=")
+    found = ckptcore.load(toy.models / "tiny_best.pth")["provenance"]["numerics"]
+    assert str(found[setting]).lower() == wanted
+
+
+def test_a_training_that_stopped_early_and_goes_on_has_all_its_patience(toy, caplog):
+    patient, stuck = "train.toy.early_stopping=2", stages(9, rate=1e-9)
+    first = toy.train(patient, f"train.toy.stages={stuck}")
+    latest = toy.works()[0] / "tiny_latest.pth"
+    best = ckptcore.read_header(toy.models / "tiny_best.pth").epochs_finished
+    longer = f"train.toy.stages={stages(30, rate=1e-9)}"
+    with caplog.at_level(logging.WARNING, "radfuse"):
+        second = toy.train(patient, longer, f"train.toy.continue_from={latest}")
+    history = ckptcore.load(toy.places.work("toy") / second.key / "tiny_latest.pth")["history"]["val_auc"]
+    since = second.epochs_finished - first.epochs_finished
+    assert since >= 2
+    if max(history) == max(history[: first.epochs_finished]):
+        assert since == 2
+    told = [one.getMessage() for one in caplog.records if "was best in epoch" in one.getMessage()]
+    beaten = max(history[first.epochs_finished :]) >= max(history[: first.epochs_finished])
+    assert told == [] if beaten else f"best in epoch {best} " in told[0]
 
 
 def test_row_5_6_more_epochs_go_on_from_another_run_whose_parent_is_recorded(toy):
@@ -106,11 +158,13 @@ def test_row_5_4_a_file_of_the_run_is_gone_on_from_when_named(tmp_path):
         pipeline.train(resume="nowhere.pth")
 
 
-def test_none_begins_anew_and_sets_aside_what_was_there(toy):
+def test_none_begins_anew_and_sets_aside_what_was_there(toy, caplog):
     first = toy.train()
     before = result(toy)
-    second = toy.train(resume="none")
+    with caplog.at_level(logging.INFO, "radfuse"):
+        second = toy.train(resume="none")
     assert second.trained and second.key == first.key
+    assert not [one for one in caplog.records if "nearest" in one.getMessage()]
     anew, aside = toy.works()
     assert anew.name == first.key and aside.name.startswith(f"{first.key}.")
     assert_same(before, result(toy, anew))

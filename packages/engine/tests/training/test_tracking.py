@@ -80,6 +80,61 @@ def test_one_run_a_key_survives_a_stop_and_has_every_point_once(tmp_path, monkey
     assert files == {"versions/1.1.0/tiny_v1.1.0_best.pth", "versions/1.1.0/tiny_v1.1.0_best.json"}
 
 
+def points_of(pipeline, key):
+    """Every point of the runs of a key, a run each: (metric, step, value)."""
+    client = tracking.connect(pipeline.places)
+    experiment = client.get_experiment_by_name("radfuse-toy")
+    runs = client.search_runs([experiment.experiment_id], f"tags.`{tracking.RUN_KEY}` = '{key}'")
+    return [
+        sorted(
+            (name, point.step, point.value)
+            for name in run.data.metrics
+            for point in client.get_metric_history(run.info.run_id, name)
+        )
+        for run in runs
+    ]
+
+
+def test_epochs_that_are_trained_again_have_every_point_once(tmp_path):
+    pipeline = toy_pipeline(tmp_path, block={"mlflow": True}, save_every=1)
+    key = pipeline.train().key
+    (before,) = points_of(pipeline, key)
+    assert pipeline.train(resume="tiny_epoch_1.pth").trained
+    assert points_of(pipeline, key) == [before]
+
+
+def test_a_training_that_begins_anew_has_a_run_of_its_own(tmp_path):
+    pipeline = toy_pipeline(tmp_path, block={"mlflow": True})
+    key = pipeline.train().key
+    (before,) = points_of(pipeline, key)
+    pipeline.train(resume="none")
+    assert points_of(pipeline, key) == [before]
+    client = tracking.connect(pipeline.places)
+    experiment = client.get_experiment_by_name("radfuse-toy")
+    keys = [run.data.tags[tracking.RUN_KEY] for run in client.search_runs([experiment.experiment_id])]
+    assert len(keys) == len(set(keys)) == 2
+
+
+def test_a_training_that_ended_while_mlflow_was_away_is_told_to_it_when_it_is_back(tmp_path, monkeypatch):
+    pipeline = toy_pipeline(tmp_path, block={"mlflow": True})
+    with monkeypatch.context() as patch:
+        patch.setenv(tracking.URI, "http://127.0.0.1:9")
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        key = pipeline.train().key
+    for _ in range(2):
+        assert not pipeline.train().trained
+        (found,) = points_of(pipeline, key)
+    history = ckptcore.load(pipeline.works()[0] / "tiny_latest.pth")["history"]
+    told = [(step, value) for name, step, value in found if name == "val_auc"]
+    assert told == list(enumerate(history["val_auc"], 1))
+    client = tracking.connect(pipeline.places)
+    (run,) = client.search_runs([client.get_experiment_by_name("radfuse-toy").experiment_id])
+    best = ckptcore.read_header(pipeline.models / "tiny_best.pth")
+    assert (run.info.status, run.data.tags["model_digest"]) == ("FINISHED", best.model_digest)
+    promote(pipeline.params(), pipeline.places, "toy", version="1.0.0")
+    assert client.get_model_version_by_alias("radfuse-toy", "champion").tags["semver"] == "1.0.0"
+
+
 def test_an_unreachable_tracker_is_told_once_and_the_local_files_are_complete(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv(tracking.URI, "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

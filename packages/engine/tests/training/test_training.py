@@ -9,14 +9,18 @@ import time
 
 import pytest
 import torch
+from stopping import stop_at
 from trainable import stages, toy_pipeline
 
 import ckptcore
 from ckptcore.errors import FolderBusy
+from ckptcore.signals import TrainingInterrupted
 from radfuse.engine import code, workfolder
 from radfuse.engine.errors import MissingStage, NonFiniteLoss, SettingsError, StaleError
 from radfuse.engine.modality import modality
 from radfuse.engine.training.run import MOST_SKIPPED, Run
+
+LABELS = ["bright", "striped"]
 
 
 def test_row_4_2_published_checkpoints_have_the_keys_and_plain_torch_reads_them(toy):
@@ -94,15 +98,17 @@ def test_what_only_says_how_a_training_runs_does_not_change_its_key(toy):
     assert len(keys) == 1
 
 
-@pytest.mark.parametrize("change", ["seed=1", "train.toy.batch_size=6", "train.toy.dropout=0.1"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *("seed=1", "train.toy.batch_size=6", "train.toy.dropout=0.1", "prepare.toy.size=9"),
+        *("train.precision=bf16", "train.deterministic=true"),
+    ],
+)
 def test_what_changes_numbers_changes_the_key(toy, change):
     def key(*overrides):
         params, found = toy.params(*overrides), modality("toy")
-        return workfolder.key_of(
-            workfolder.recipe_of(
-                found, params.seed, params.prepare_of(found), params.train_of(found), "digest"
-            )
-        )
+        return workfolder.key_of(workfolder.recipe_of(params, found, params.train_of(found), "digest"))
 
     assert key() == key() != key(change)
 
@@ -128,12 +134,77 @@ def test_on_a_miss_the_nearest_run_and_what_differs_is_told_with_a_command_that_
     assert toy.train(setting, f"train.toy.stages={stages(3)}").epochs_finished == 3
 
 
-def test_folders_of_yesterday_are_deleted_when_another_training_ends(toy):
-    first, second = toy.train(), toy.train("seed=1")
-    for path in (toy.places.work("toy") / first.key).iterdir():
+def make_old(folder):
+    for path in folder.iterdir():
         os.utime(path, (time.time() - 90_000,) * 2)
+
+
+def test_finished_trainings_of_yesterday_are_deleted_when_another_one_ends(toy):
+    first, second = toy.train(), toy.train("seed=1")
+    make_old(toy.places.work("toy") / first.key)
     third = toy.train("seed=2")
     assert {work.name for work in toy.works()} == {second.key, third.key}
+
+
+def test_a_stopped_training_and_what_was_set_aside_stay_however_old_they_are(toy, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, [3])
+        with pytest.raises(TrainingInterrupted):
+            toy.train()
+    toy.train("seed=1")
+    (stopped,) = [work for work in toy.works() if not workfolder.read_record(work).get("finished")]
+    for work in toy.works():
+        make_old(work)
+    toy.train("seed=1", resume="none")
+    aside = [work for work in toy.works() if "." in work.name]
+    for work in toy.works():
+        make_old(work)
+    toy.train("seed=2")
+    assert {stopped, *aside} <= set(toy.works()) and len(aside) == 1
+    assert toy.train().epochs_finished == 2
+
+
+def test_on_a_shared_scratch_disk_each_pipeline_deletes_its_own_folders_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("RADFUSE_WORK_ROOT", str(tmp_path / "scratch"))
+    ours, theirs = (toy_pipeline(tmp_path / name) for name in ("ours", "theirs"))
+    kept = theirs.train("seed=3").key
+    first = ours.train().key
+    for work in ours.works():
+        make_old(work)
+    last = ours.train("seed=1").key
+    assert {work.name for work in ours.works()} == {kept, last} != {first}
+
+
+def test_new_test_patients_and_corrected_test_labels_train_nothing_again(toy):
+    from trainable import write_prepared
+
+    from radfuse.engine.prepared import Prepared
+
+    first = toy.train()
+    rows = Prepared(toy.places, "toy").rows()
+    held = rows.index[rows["split"] == "test"]
+    rows.loc[held[0], "label:bright"] = 1.0 - (rows.loc[held[0], "label:bright"] or 0.0)
+    write_prepared(toy.root, "toy", rows.drop(index=held[1]), {"kind": "radiograph", "size": [8, 8]}, LABELS)
+    second = toy.train()
+    assert not second.trained and second.key == first.key
+    toy.predict()
+    learnt = rows.index[rows["split"] == "val"]
+    rows.loc[learnt[0], "label:bright"] = 1.0 - rows.loc[learnt, "label:bright"].fillna(0.0).iloc[0]
+    write_prepared(toy.root, "toy", rows, {"kind": "radiograph", "size": [8, 8]}, LABELS)
+    with pytest.raises(StaleError, match="run `radfuse train toy` again"):
+        toy.predict()
+    assert toy.train().trained
+    toy.predict()
+
+
+def test_a_split_whose_other_patients_changed_leaves_a_model_as_good_as_it_was(toy):
+    toy.train()
+    for file in (toy.places.manifest_stamp("toy"), toy.places.splits):
+        said = json.loads(file.read_text())
+        said["digest" if file == toy.places.splits else "split_digest"] = "e" * 64
+        file.write_text(json.dumps(said))
+    assert not toy.train().trained
+    toy.predict()
 
 
 def test_a_folder_that_is_trained_in_is_not_for_a_second_writer(toy):
@@ -194,9 +265,12 @@ def test_the_state_before_a_loss_that_is_no_number_is_saved_with_the_reason_and_
     (folder,) = toy.works()
     header = ckptcore.read_header(folder / "tiny_latest.pth")
     assert (header.reason, header.global_step) == ("nonfinite", 8)
+    steps, count = [], Run.count
+    monkeypatch.setattr(Run, "count", lambda *all: (count(*all), steps.append(all[0].at.step)))
     assert ckptcore.read_header(folder / "tiny_best.pth").reason != "nonfinite"
-    # The cause is gone: the same command goes on, and nobody can tell.
+    # The cause is gone: the same command goes on with that very step, and nobody can tell.
     assert toy.train().epochs_finished == 2
+    assert steps == [9, 10, 11, 12]
     stopped = ckptcore.read_header(toy.models / "tiny_best.pth").model_digest
     toy.train(resume="none")
     assert ckptcore.read_header(toy.models / "tiny_best.pth").model_digest == stopped

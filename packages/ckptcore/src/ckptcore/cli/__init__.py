@@ -11,7 +11,7 @@ from typer.main import get_command
 from ckptcore.cli import checking, publishing, reading, running, space  # noqa: F401 - each adds its commands
 from ckptcore.cli.app import Command, app
 from ckptcore.cli.output import FINDING, FINE, WRONG_USAGE, error_line, finish, mute, note
-from ckptcore.errors import CheckpointError, FolderNotWritable, UsageError
+from ckptcore.errors import CheckpointError, FolderNotWritable, NothingThere, UsageError
 
 __all__ = ["app", "main", "run"]
 
@@ -51,6 +51,8 @@ def _code_of(arguments: Sequence[str]) -> int:
             mute()  # The reader of a help had enough of it.
             return FINE
         return end.code if isinstance(end.code, int) else FINE if end.code is None else WRONG_USAGE
+    except NothingThere as error:
+        return _failed(error, FINDING)
     except (UsageError, FolderNotWritable, FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         return _failed(error, WRONG_USAGE)
     except (CheckpointError, OSError) as error:

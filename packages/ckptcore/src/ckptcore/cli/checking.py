@@ -44,8 +44,8 @@ def verify(paths: Paths, json: Json = False) -> None:
 
     Every byte is read. Files of ckptcore by the SHA-256 of every tensor and record, promoted versions by
     their card too; .pt and .pth files of other programs by their zip CRCs, .safetensors by its structure.
-    Folders are searched, with all below them. Exit code 1 when a file is damaged, or files of several
-    runs lie in one folder.
+    Folders are searched, with all below them. Exit code 1 when a file is damaged, files of several runs
+    lie in one folder, or there is none.
     """
     from ckptcore.cli.verification import check, checkpoint_files, strangers
 
@@ -204,25 +204,32 @@ def compare(
     """Show how training went, and name the best epoch.
 
     Metrics, threshold, stage and learnable parameters of each checkpoint, by finished epochs; the best
-    row is marked with *. Exit code 1 when a file is damaged.
+    row is marked with *. Exit code 1 when a file is damaged, or there is none.
     """
     from ckptcore import comparing
     from ckptcore.cli.verification import checkpoint_files
+    from ckptcore.errors import NothingThere
 
-    if not checkpoint_files(paths):
-        note(f"ckpt: no checkpoints in {listed(map(str, paths))}")
-        raise typer.Exit(FINDING)
-    found = comparing.compare(paths, metric, mode=mode)
+    below: list[Path] = []
+    try:
+        found = comparing.compare(paths, metric, mode=mode)
+    except NothingThere:
+        found = comparing.Comparison((), None, metric, mode)
+        below = checkpoint_files(paths)
     for path in found.gone:
         note(f"ckpt: {clean(str(path))} is gone: its writer rotated it away meanwhile")
-    picture = comparing.plot(found, plot) if plot is not None else None
+    picture = comparing.plot(found, plot) if plot is not None and found.rows else None
     if json:
         write_json(_comparison_json(found, picture))
-    else:
+    elif found.rows:
         _write_comparison(found)
         if picture is not None:
             write(f"Drawn to {clean(str(picture))}")
-    if any(row.problem for row in found.rows):
+    if not found.rows:
+        places = sorted({str(path.parent) for path in below})
+        more = f"; there are some below, in {listed(places)}" if places else ""
+        note(f"ckpt: no checkpoints in {listed(map(str, paths))}{more}")
+    if not found.rows or any(row.problem for row in found.rows):
         raise typer.Exit(FINDING)
 
 

@@ -226,7 +226,8 @@ def choose(directory: Path) -> Choice:
     Raises:
         UsageError: there is no such folder.
     """
-    from ckptcore.resume import candidates
+    from ckptcore.loading import load
+    from ckptcore.resume import NONFINITE, SPOILT, candidates, is_start
     from ckptcore.verifying import verify
 
     recorded = folder.read_policy(directory) is not None
@@ -241,8 +242,11 @@ def choose(directory: Path) -> Choice:
         except (CheckpointError, OSError) as error:
             passed_over.append((file.name, trouble(file.name, str(error))))
             continue
-        if report.ok:
+        if report.ok and file.header and file.header.reason == NONFINITE and not is_start(load(file.path)):
+            passed_over.append((file.name, f"it {SPOILT}"))
+        elif report.ok:
             names = (file.name, *(f.name for f in catalogue if f.inode == file.inode and f.name != file.name))
             return Choice(file, names, tuple(passed_over), recorded)
-        passed_over.append((file.name, "; ".join(report.findings)))
+        else:
+            passed_over.append((file.name, "; ".join(report.findings)))
     return Choice(None, (), tuple(passed_over), recorded)

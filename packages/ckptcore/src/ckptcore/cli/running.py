@@ -41,7 +41,8 @@ def resume(
     [tool.ckptcore]
     resume_command = ["python", "train.py", "--resume", "{checkpoint}"]
 
-    {checkpoint} and {directory} become absolute paths. The exit code is that of the training.
+    {checkpoint} and {directory} become absolute paths. The exit code is that of the training, or 1 when there
+    is no checkpoint to go on from.
     """  # noqa: D301 - the backspace is meant: Typer leaves the lines after it as they are
     import shlex
 

@@ -28,7 +28,7 @@ def du(directory: Directory, json: Json = False) -> None:
     """Show what checkpoints take, by folder and kind.
 
     Hard links to one file count once: "on disk" is what deleting the folder would free, "apparent" what
-    copying it without links would take.
+    copying it without links would take. Exit code 1 when there are no files.
     """
     from ckptcore.disk_usage import disk_usage
 
@@ -90,18 +90,28 @@ def plan(
     Nothing is changed. "must stay": best, latest, versions, what was pinned by hand. "may go": kept by a rule
     or as a milestone, of another run, or damaged; deleting it by hand loses no best and no latest. "safe to
     delete": the rule does not keep it. "yours to decide": another program's, or saved by hand. The next save
-    of the run deletes what its own rule does not keep; of a rule tried with --keep it knows nothing.
+    of the run deletes what its own rule does not keep; of a rule tried with --keep it knows nothing. Exit
+    code 1 when there is no checkpoint.
     """
     from ckptcore.cli.verdicts import judge
 
     found = judge(directory, keep)
     if json:
         write_json(found.as_json())
-        return
+    elif found.files:
+        _write_judged(found)
+    _require_files(found)
+
+
+def _require_files(found: Judged) -> None:
+    """A folder without checkpoints is a finding, whatever was to be done with them.
+
+    Raises:
+        typer.Exit: there is none.
+    """
     if not found.files:
-        note(f"ckpt: no checkpoints in {clean(str(directory))}")
+        note(f"ckpt: no checkpoints in {clean(str(found.directory))}")
         raise typer.Exit(FINDING)
-    _write_judged(found)
 
 
 def _write_judged(found: Judged) -> None:
@@ -123,11 +133,11 @@ def _write_judged(found: Judged) -> None:
     ]
     write_table(columns, styled_rows)
     write()
-    outcome = _outcome(len(found.doomed), found.freed)
+    told = f"{clean(found.rule or '')}. {_outcome(len(found.doomed), found.freed)}"
     if found.tried is None:
-        write(f"Rule: {clean(found.rule)}. {outcome}")
+        write(f"Rule: {told}")
         return
-    write(f"Rule tried: {clean(found.rule)}. {outcome}")
+    write(f"Rule tried: {told}")
     if found.doomed:
         write(f"No save does that: 'ckpt clean {clean(str(found.directory))} --keep {found.tried}' would")
 
@@ -162,14 +172,14 @@ def clean_command(
 
     Best, latest, versions, milestones and pinned files always stay, and so do other runs' and other
     programs' files; --keep 0 leaves only these. It asks first, and refuses while a training run holds the
-    folder.
+    folder. Exit code 1 when there is no checkpoint.
     """
     from ckptcore.cli.verdicts import judge
     from ckptcore.pruning import Pruned, prune
 
     found = judge(directory, keep)
     doomed = [file.name for file in found.doomed]
-    if not json:
+    if found.files and not json:
         _write_doomed(found)
     done = Pruned((), 0)
     if doomed and not dry_run:
@@ -183,6 +193,7 @@ def clean_command(
     elif doomed:
         did = f"Deleted {plural(len(done.removed), 'file')}, {size(done.freed)} freed"
         write("Nothing was deleted: this was a dry run" if dry_run else did)
+    _require_files(found)
 
 
 def _write_doomed(found: Judged) -> None:
@@ -244,22 +255,34 @@ def archive(
 
     They go, with the JSON files that managers write beside them, once every byte of the archive was read
     back. Promoted versions, pinned files and whatever else lies in the folder is packed and stays. Hard
-    links stay links in the archive. It refuses while a training run holds the folder.
+    links stay links in the archive. It refuses while a training run holds the folder. Exit code 1 when there
+    is nothing to pack.
     """
     from ckptcore.archive import NO_CHECKPOINT, archive_name
     from ckptcore.archive import archive as pack
+    from ckptcore.errors import NothingThere
 
     target = to / archive_name(directory) if to.is_dir() or str(to).endswith("/") else to
-    report = pack(directory, target, remove=not keep_originals, include_versions=include_versions)
+    try:
+        report = pack(directory, target, remove=not keep_originals, include_versions=include_versions)
+    except NothingThere:
+        if json:
+            nothing: dict[str, list[str]] = {"members": [], "removed": [], "kept": []}
+            write_json({"path": None, **nothing, "original_bytes": 0, "archive_bytes": 0})
+        raise
     if json:
-        members = [
-            {"name": m.name, "size": m.size, "sha256": m.sha256, "link_of": m.link_of} for m in report.members
-        ]
-        kept = [{"name": k.name, "reason": k.reason} for k in report.kept]
-        told = {"path": report.path, "members": members, "removed": list(report.removed), "kept": kept}
-        write_json(told | {"original_bytes": report.original_bytes, "archive_bytes": report.archive_bytes})
-        return
-    _write_archived(report, NO_CHECKPOINT)
+        write_json(_archived_json(report))
+    else:
+        _write_archived(report, NO_CHECKPOINT)
+
+
+def _archived_json(report: ArchiveReport) -> dict[str, object]:
+    members = [
+        {"name": m.name, "size": m.size, "sha256": m.sha256, "link_of": m.link_of} for m in report.members
+    ]
+    kept = [{"name": k.name, "reason": k.reason} for k in report.kept]
+    told = {"path": report.path, "members": members, "removed": list(report.removed), "kept": kept}
+    return told | {"original_bytes": report.original_bytes, "archive_bytes": report.archive_bytes}
 
 
 def _write_archived(report: ArchiveReport, no_checkpoint: str) -> None:

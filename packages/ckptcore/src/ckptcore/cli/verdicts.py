@@ -42,13 +42,14 @@ class Judged:
     """A folder's files with their verdicts, from old to new, and what deleting frees in all.
 
     Attributes:
+        rule: what decides; None where there is no file to decide about.
         tried: how many of the newest periodic files stay by a rule that is only tried; None for the recorded
             rule.
     """
 
     directory: Path
     layout: str
-    rule: str
+    rule: str | None
     files: tuple[Verdict, ...]
     freed: int
     tried: int | None = None
@@ -73,10 +74,12 @@ def judge(directory: Path, keep: int | None = None) -> Judged:
         keep: how many of the newest periodic checkpoints stay; None for the recorded rule.
 
     Raises:
-        UsageError: there is no such folder, or no recorded rule and no other given.
+        UsageError: there is no such folder; or files in it, but no recorded rule and no other given.
     """
     catalogue = Catalogue.scan(directory)
     layout = layout_of(directory)
+    if not catalogue:
+        return Judged(directory, layout.name, None, (), 0, keep)
     if keep is None and folder.read_policy(directory) is None:
         raise UsageError(
             f"{directory} has no recorded rule: no CheckpointManager has opened it. Try one with --keep N, "

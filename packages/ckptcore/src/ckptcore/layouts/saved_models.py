@@ -24,7 +24,7 @@ def saved_models(
 ) -> Layout:
     """``resnet50_best.pth``, ``resnet50_epoch_N.pth`` of which the last few stay, ``training_history.json``.
 
-    ``epoch`` is the index from 0 of the last finished epoch; file names count from 1.
+    ``epoch`` counts from 0, so that it is 4 after five epochs; file names count from 1.
 
     Args:
         name: of the model, as "resnet50".

@@ -109,7 +109,9 @@ class PrepareBlock(ModalityBlocks):
 
 
 class TrainBlock(ModalityBlocks):
-    """How trainings run; of these only ``deterministic``, ``device`` and ``precision`` can change a result.
+    """How trainings run; of these ``deterministic``, ``device`` and ``precision`` can change a result.
+
+    ``on_nonfinite: skip`` can, too, once a loss is no number.
 
     Attributes:
         deterministic: only algorithms that give the same bits every time; slower on a GPU.
@@ -135,7 +137,7 @@ class TrainBlock(ModalityBlocks):
 
 
 class PredictSettings(Settings):
-    """How prediction tables are made; nothing here changes a number.
+    """How prediction tables are made; ``device`` can change last digits, ``workers`` nothing.
 
     Attributes:
         workers: processes that load samples.

@@ -2,16 +2,58 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from radfuse.engine.digests import file_digest
 from radfuse.engine.modality import Modality
 
+ENGINE = "radfuse.engine"
 READING = ("radfuse.serving.images", "radfuse.serving.preprocess")
 """Packages that make arrays of images."""
-TRAINING = ("radfuse.engine.training", *READING)
-"""Packages that every training's numbers come from, besides its modality's own."""
+DECODING = (*READING, "radfuse.engine.preparing.decoding")
+"""What a sample's arrays are made by; which files, classes and points of it, the sources say as values."""
+TRAINING = ("radfuse.engine.training", "radfuse.serving.preprocess")
+"""Packages that every training's numbers come from, besides its modality's own.
+
+The readers of images are not among them: what they read is in the arrays, whose digests name a training.
+"""
+
+
+def of_stages(
+    modalities: Sequence[Modality], ensemble: Sequence[str] = (), phantom: Sequence[str] = ()
+) -> dict[str, tuple[str, ...]]:
+    """The packages that the results of each stage come from, by its name in dvc.yaml.
+
+    Most depend on the whole engine, as they call parts all over it and take minutes: better once too often
+    than never. Preparing takes hours and training takes days, so those depend on what decides arrays and
+    numbers alone.
+
+    Args:
+        modalities: of the pipeline.
+        ensemble: packages of the ensemble; none where it is not installed, and so has no stage.
+        phantom: packages of the phantom, likewise.
+    """
+    own = {one.name: package_of(type(one).__module__) for one in modalities}
+    found: dict[str, tuple[str, ...]] = {"cohort": (ENGINE, "radfuse.serving.images")}
+    for one in modalities:
+        # A modality's package says what is made of its images, and may bring a kind of preprocessing.
+        found[f"prepare_{one.name}"] = (
+            *READING,
+            "radfuse.engine.preparing",
+            "radfuse.engine.sources",
+            own[one.name],
+        )
+        found[f"train_{one.name}"] = of_training(one)
+        found[f"predict_{one.name}"] = (ENGINE, "radfuse.serving.preprocess", own[one.name])
+    if phantom:
+        found["phantom"] = tuple(phantom)
+    if ensemble:
+        found["ensemble"] = (ENGINE, *ensemble)
+    found["evaluate"] = (ENGINE,)
+    found["export"] = (ENGINE, "radfuse.serving", *ensemble, *own.values())
+    return found
 
 
 def of_training(modality: Modality) -> tuple[str, ...]:
@@ -40,13 +82,18 @@ def place_of(name: str) -> Path:
 
 
 def digests(*names: str) -> dict[str, str]:
-    """SHA-256 of every file of packages and modules, by ``package.module.py``."""
+    """SHA-256 of every file of packages, by ``package.module.py``, and of modules, by their names."""
     found: dict[str, str] = {}
     for name in sorted(set(names)):
         place = place_of(name)
         if place.is_file():
-            found[name] = file_digest(place)
+            found[name] = _source_digest(place)
             continue
         for file in sorted(place.rglob("*.py")):
-            found[f"{name}.{'.'.join(file.relative_to(place).parts)}"] = file_digest(file)
+            found[f"{name}.{'.'.join(file.relative_to(place).parts)}"] = _source_digest(file)
     return found
+
+
+def _source_digest(file: Path) -> str:
+    """SHA-256 of a text with LF: git may write CRLF at a checkout, and the code is the same."""
+    return hashlib.sha256(file.read_bytes().replace(b"\r\n", b"\n")).hexdigest()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from ckptcore.canonical import canonical_json
 from radfuse.engine.digests import file_digest
 from radfuse.engine.errors import DamagedArray
 from radfuse.engine.places import Places, require
-from radfuse.engine.tables import SAMPLE
+from radfuse.engine.tables import LABEL, SAMPLE, SPLIT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +24,8 @@ ARRAY_SUFFIX = ".npy"
 MASK_SUFFIX = ".mask.npy"
 SPACING = ("spacing_mm_d", "spacing_mm_h", "spacing_mm_w")
 """Columns with millimetres between voxels along (D, H, W)."""
+LEARNT = ("train", "val")
+"""Splits that decide what a network becomes."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,15 @@ class Prepared:
     def digest(self) -> str:
         """SHA-256 over every array, label and split and the preprocessing: what a model was trained on."""
         return str(self._stamp["digest"])
+
+    @cached_property
+    def learnt_digest(self) -> str:
+        """SHA-256 as `digest`, of training and validation alone: all that decides a trained network.
+
+        New test patients, or patients of other modalities, leave it as it is.
+        """
+        rows = self.rows()
+        return digest_of(rows[rows[SPLIT].isin(LEARNT)], self.spec, self.labels, self.classes)
 
     @property
     def split_digest(self) -> str:
@@ -160,3 +173,26 @@ class Prepared:
     @property
     def _command(self) -> str:
         return f"radfuse prepare {self.modality}"
+
+
+def digest_of(
+    rows: pd.DataFrame, spec: Mapping[str, Any], labels: Sequence[str], classes: Mapping[Any, str]
+) -> str:
+    """SHA-256 over each sample's arrays, labels and split, and over preprocessing and classes.
+
+    Args:
+        rows: with the columns sample_id, sha256, mask_sha256, split, and those of the labels.
+        spec: the preprocessing.
+        labels: their names.
+        classes: names of the classes of masks, by index.
+    """
+    named = [LABEL + name for name in labels]
+    lines = [
+        [
+            *(str(row[name]) for name in (SAMPLE, "sha256", "mask_sha256", SPLIT)),
+            *(repr(row[name]) for name in named),
+        ]
+        for row in rows.to_dict("records")
+    ]
+    about = [dict(spec), list(labels), {str(index): name for index, name in classes.items()}]
+    return hashlib.sha256(canonical_json([about, lines])).hexdigest()

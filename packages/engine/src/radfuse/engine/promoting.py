@@ -89,4 +89,7 @@ def _run_of(client: MlflowClient, experiment_name: str, run_key: str) -> str:
         found = client.search_runs([experiment.experiment_id], wanted, max_results=1)
         if found:
             return str(found[0].info.run_id)
-    raise LookupError(f"no run of {experiment_name} has trained it; train with train.mlflow=true")
+    raise LookupError(
+        f"no run of {experiment_name} has trained it; `radfuse train` with train.mlflow=true tells it to "
+        "MLflow"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,12 @@ class Recorder:
         self._warned = False
 
     def begin(
-        self, session: Mapping[str, Any], parameters: Mapping[str, Any], tags: Mapping[str, str], epoch: int
+        self,
+        session: Mapping[str, Any],
+        parameters: Mapping[str, Any],
+        tags: Mapping[str, str],
+        epoch: int,
+        anew: bool = False,
     ) -> None:
         """Tell that the training starts, or goes on.
 
@@ -52,9 +58,15 @@ class Recorder:
             parameters: what was asked for, flat.
             tags: digests, device and the like.
             epoch: the first one, from 0.
+            anew: what was there of this training was set aside.
         """
         self._attempt(lambda: self._log.begin(session, epoch))
-        self._tracker.begin(parameters, tags)
+        self._tracker.begin(parameters, tags, anew)
+
+    @property
+    def tracked(self) -> bool:
+        """Whether MLflow was told all there was to tell."""
+        return self._tracker.enabled
 
     @property
     def mlflow_run(self) -> str | None:
@@ -87,7 +99,7 @@ class Recorder:
         self._seconds.append(seconds)
         left = 0 if run.at.stopped else run.plan.epochs - epoch - 1
         remaining = f", about {duration(left * sum(self._seconds) / len(self._seconds))} left" if left else ""
-        best = max((v for v in run.manager.history.get(run.task.metric, []) if v == v), default=float("nan"))
+        best = max(_numbers(run)[run.at.began :], key=_or_lowest, default=math.nan)
         _log.info(
             "epoch %d/%d, %s: train_loss %.4f, val_loss %.4f, %s %.4f (best %.4f), %s%s",
             epoch + 1, run.plan.epochs, stage["name"], metrics["train_loss"], metrics["val_loss"],
@@ -108,6 +120,7 @@ class Recorder:
             tags: of what came out.
         """
         self._attempt(lambda: self._log.end({"outcome": outcome, "epochs_finished": run.at.epoch}))
+        _tell_of_better(run)
         self._tracker.log_epochs(run.manager.history, run.at.epoch)
         if outcome in ("finished", "stopped early"):
             curves = self._folder / PICTURES / "learning_curves.png"
@@ -126,3 +139,25 @@ class Recorder:
             if not self._warned:
                 _log.warning("log and pictures cannot be written (%s); training goes on.", error)
             self._warned = True
+
+
+def _numbers(run: Run) -> list[float]:
+    """The deciding metric, an epoch each; before `began`, those of the training that this one took over."""
+    return list(run.manager.history.get(run.task.metric, []))
+
+
+def _or_lowest(value: float) -> float:
+    return value if math.isfinite(value) else -math.inf
+
+
+def _tell_of_better(run: Run) -> None:
+    """Say so where the best epoch of all belongs to the training that this one went on from."""
+    values = [_or_lowest(value) for value in _numbers(run)]
+    before, since = values[: run.at.began], values[run.at.began :]
+    if before and since and max(before) > max(since):
+        _log.warning(
+            "%s was best in epoch %d (%.4f), before this training went on from there; the best checkpoint is "
+            "that of epoch %d (%.4f), the best since.",
+            run.task.metric, before.index(max(before)) + 1, max(before),
+            run.at.began + since.index(max(since)) + 1, max(since),
+        )  # fmt: skip

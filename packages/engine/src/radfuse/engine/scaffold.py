@@ -129,7 +129,7 @@ def dvc_yaml(
             "source_deps": source_deps,
             "ceilings": ceilings,
             "phantom": phantom,
-            "ensemble": bool(_ensemble_commands()),
+            "ensemble": bool(_commands("ensemble")),
             "segmenting": {
                 one.name for one in modalities if issubclass(one.train_settings, SegmentationSettings)
             },
@@ -139,31 +139,32 @@ def dvc_yaml(
 
 
 def code_deps(folder: Path, modalities: Sequence[Modality]) -> dict[str, list[str]]:
-    """The code that numbers come from, for stages that depend on it, as paths from a pipeline's folder.
+    """The code that each stage's results come from, as paths from a pipeline's folder.
 
-    It is left out where it is no part of the pipeline's own checkout but installed: DVC does not follow files
-    outside, and the keys of the work folders cover it all the same.
+    It is left out where it is no part of the pipeline's own checkout but installed: paths into an environment
+    differ from one machine to the next. DVC then does not notice an upgrade, and runs nothing; the keys of
+    arrays and trainings, which have their code in them, are asked only by a stage that runs. The README of a
+    new pipeline says what to do.
 
     Returns:
-        By ``prepare``, ``ensemble`` and the names of modalities.
+        By the names of stages; of folders inside each other, the outermost alone.
     """
-    wanted = {
-        "prepare": code.READING,
-        **{one.name: code.of_training(one) for one in modalities},
-        "ensemble": tuple(code.package_of(command.module) for command in _ensemble_commands()),
-    }
+    ensemble, phantom = (
+        [code.package_of(command.module) for command in _commands(name)] for name in ("ensemble", "phantom")
+    )
     home, top = folder.resolve(), _checkout(folder.resolve())
     found: dict[str, list[str]] = {}
-    for stage, names in wanted.items():
-        places = sorted(code.place_of(name).resolve() for name in names)
-        ours = [path for path in places if top in path.parents and "site-packages" not in path.parts]
-        found[stage] = [Path(os.path.relpath(path, home)).as_posix() for path in ours]
+    for stage, names in code.of_stages(modalities, ensemble, phantom).items():
+        places = {code.place_of(name).resolve() for name in names}
+        ours = {path for path in places if top in path.parents and "site-packages" not in path.parts}
+        outermost = sorted(path for path in ours if ours.isdisjoint(path.parents))
+        found[stage] = [Path(os.path.relpath(path, home)).as_posix() for path in outermost]
     return found
 
 
-def _ensemble_commands() -> EntryPoints:
-    """The command of the ensemble's package; none where it is not installed, and so has no stage."""
-    return entry_points(group="radfuse.commands", name="ensemble")
+def _commands(name: str) -> EntryPoints:
+    """The command of another package; none where it is not installed, and so has no stage."""
+    return entry_points(group="radfuse.commands", name=name)
 
 
 def _checkout(folder: Path) -> Path:

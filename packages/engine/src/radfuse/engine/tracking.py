@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import accumulate
 from pathlib import Path
@@ -108,6 +108,7 @@ class Tracker:
 
     Attributes:
         run_id: of MLflow's run; None while there is none.
+        enabled: whether it is written; False from the first failure on.
     """
 
     def __init__(self, places: Places, modality: str, run_key: str, enabled: bool = True) -> None:
@@ -115,23 +116,27 @@ class Tracker:
         self._places = places
         self._modality = modality
         self._run_key = run_key
-        self._enabled = enabled
+        self.enabled = enabled
         self._client: MlflowClient | None = None
         self._logged = 0
+        self._there: dict[str, set[int]] = {}
+        self._newest = 0
 
-    def begin(self, parameters: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+    def begin(self, parameters: Mapping[str, Any], tags: Mapping[str, str], anew: bool = False) -> None:
         """Open the run, a new one or that of this key.
 
         Args:
             parameters: what was asked for, flat.
             tags: digests, device and the like.
+            anew: leave a run of this key as it is, under another key, and open a new one.
         """
-        self._attempt(lambda: self._begin(parameters, tags))
+        self._attempt(lambda: self._begin(parameters, tags, anew))
 
     def log_epochs(self, history: Mapping[str, Sequence[float]], until: int) -> None:
         """Write the metrics of epochs that were not yet written in this session.
 
-        A point written twice is the same point: its time is in the history.
+        Points that the run has are not written again, though the epoch was trained again: its time would be
+        another, and MLflow would keep both.
 
         Args:
             history: values by metric, one for each epoch.
@@ -154,13 +159,13 @@ class Tracker:
             self._attempt(lambda: self._open().set_terminated(self._id(), status))
 
     def _attempt(self, act: Callable[[], object]) -> None:
-        if not self._enabled:
+        if not self.enabled:
             return
         try:
             act()
         except Exception as error:
             # Whatever a tracker or its server raises: it is an addition, not a need.
-            self._enabled = False
+            self.enabled = False
             _log.warning(
                 "MLflow cannot be written (%s); training goes on, the local files are complete.",
                 _first_line(error),
@@ -176,23 +181,35 @@ class Tracker:
             raise LookupError("no run was opened")
         return self.run_id
 
-    def _begin(self, parameters: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+    def _begin(self, parameters: Mapping[str, Any], tags: Mapping[str, str], anew: bool) -> None:
         from mlflow.entities import Param
 
-        client = self._open()
+        client, now = self._open(), datetime.now(UTC)
         experiment = self._experiment(client)
         found = client.search_runs([experiment], f"tags.`{RUN_KEY}` = '{self._run_key}'", max_results=1)
+        if found and anew:
+            set_aside = f"{self._run_key} until {now:%Y%m%dT%H%M%SZ}"
+            client.set_tag(found[0].info.run_id, RUN_KEY, set_aside)
+            found = None
         if found:
             self.run_id = found[0].info.run_id
             client.update_run(self._id(), status="RUNNING")
+            self._read_points(client, found[0].data.metrics)
         else:
-            name = f"{self._modality} {datetime.now(UTC):%Y-%m-%d %H:%M} {self._run_key[:8]}"
+            name = f"{self._modality} {now:%Y-%m-%d %H:%M} {self._run_key[:8]}"
             run = client.create_run(experiment, run_name=name, tags={RUN_KEY: self._run_key, **tags})
             self.run_id = run.info.run_id
         listed = [Param(key, str(value)[:_LONGEST]) for key, value in parameters.items()]
         for start in range(0, len(listed), _MOST):
             client.log_batch(self._id(), params=listed[start : start + _MOST])
         self._tag(tags)
+
+    def _read_points(self, client: MlflowClient, names: Iterable[str]) -> None:
+        """Remember which points the run has."""
+        for name in names:
+            points = client.get_metric_history(self._id(), name)
+            self._there[name] = {point.step for point in points}
+            self._newest = max([self._newest, *(point.timestamp for point in points)])
 
     def _experiment(self, client: MlflowClient) -> str:
         name = experiment_name(self._modality)
@@ -221,10 +238,11 @@ class Tracker:
         # A clock that was set back must not turn the order of the points round.
         times = list(accumulate(history.get(FINISHED_AT, []), max))
         points = [
-            Metric(name, float(values[epoch]), round(times[epoch] * 1000), epoch + 1)
+            Metric(name, float(values[epoch]), max(round(times[epoch] * 1000), self._newest), epoch + 1)
             for epoch in range(self._logged, min(until, len(times)))
             for name, values in history.items()
             if name != FINISHED_AT and epoch < len(values) and math.isfinite(values[epoch])
+            if epoch + 1 not in self._there.get(name, ())
         ]
         for start in range(0, len(points), _MOST):
             self._open().log_batch(self._id(), metrics=points[start : start + _MOST])

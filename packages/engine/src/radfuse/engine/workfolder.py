@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
@@ -27,8 +27,11 @@ from radfuse.engine import code
 from radfuse.engine.digests import file_digest
 from radfuse.engine.modality import Modality
 from radfuse.engine.places import Places
-from radfuse.engine.settings import PrepareSettings, TrainSettings
+from radfuse.engine.settings import TrainSettings
 from radfuse.engine.tracking import flat
+
+if TYPE_CHECKING:
+    from radfuse.engine.config import Params
 
 _log = logging.getLogger(__name__)
 
@@ -36,20 +39,19 @@ SCHEMA = 1
 RECORD = "run.json"
 RUN_ONLY = ("keep_last", "save_every")
 """Settings of a training that change no number: which checkpoints stay."""
+NUMERIC = ("precision", "deterministic")
+"""Settings of all trainings that change numbers. Where it runs is no part of what is trained."""
 _A_DAY = 86_400.0
 
 
-def recipe_of(
-    modality: Modality, seed: int, prepare: PrepareSettings, train: TrainSettings, prepared_digest: str
-) -> dict[str, Any]:
+def recipe_of(params: Params, modality: Modality, train: TrainSettings, learnt_digest: str) -> dict[str, Any]:
     """Everything that decides the numbers of a training, as plain values; no path is among them.
 
     Args:
+        params: params.yaml.
         modality: what is trained.
-        seed: of the training.
-        prepare: how its images became arrays.
-        train: how it is trained.
-        prepared_digest: of the arrays, labels and splits.
+        train: ``train.<modality>``, with its files where they are.
+        learnt_digest: of the arrays and labels that are trained and validated on.
     """
     told = train.model_dump(mode="json", exclude={*RUN_ONLY, "weights", "continue_from"})
     for name in ("weights", "continue_from"):
@@ -58,10 +60,11 @@ def recipe_of(
     return {
         "schema": SCHEMA,
         "modality": modality.name,
-        "seed": seed,
-        "prepare": prepare.model_dump(mode="json"),
+        "seed": params.seed,
+        "prepare": params.prepare_of(modality).model_dump(mode="json"),
         "train": told,
-        "prepared_digest": prepared_digest,
+        "numerics": params.train.model_dump(mode="json", include=set(NUMERIC)),
+        "learnt_digest": learnt_digest,
         "code": code.digests(*code.of_training(modality)),
     }
 
@@ -78,10 +81,12 @@ class WorkFolder:
     Attributes:
         path: the folder.
         key: its name.
+        new: nothing was in it.
     """
 
     path: Path
     key: str
+    new: bool = False
 
     @property
     def record(self) -> dict[str, Any]:
@@ -105,18 +110,16 @@ class WorkFolder:
 
 
 @contextmanager
-def opened(
-    places: Places, modality: Modality, recipe: Mapping[str, Any], fresh: bool = False
-) -> Iterator[WorkFolder]:
+def opened(places: Places, name: str, recipe: Mapping[str, Any], fresh: bool = False) -> Iterator[WorkFolder]:
     """The work folder of a recipe, held until the block ends; another training of the same recipe waits.
 
     Args:
         places: of the pipeline.
-        modality: what is trained.
+        name: of the modality, or ``ensemble``.
         recipe: names the folder.
         fresh: set aside what is in it and begin anew.
     """
-    root, key = places.work(modality.name), key_of(recipe)
+    root, key = places.work(name), key_of(recipe)
     durable.make_folder(root)
     with _held(root / f"{key}.lock"):
         folder = root / key
@@ -124,13 +127,12 @@ def opened(
             aside = durable.make_new_folder(root / f"{key}.{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
             os.replace(folder, aside)
             _log.info("what was there of this training was set aside as %s", shown(aside))
-        if read_record(folder) is None:
-            announce_nearest(places, modality, recipe)
+        new = read_record(folder) is None
+        if new:
             durable.make_folder(folder)
-            _write_record(
-                folder, {"recipe": dict(recipe), "created": datetime.now(UTC).isoformat(timespec="seconds")}
-            )
-        yield WorkFolder(folder, key)
+            created = datetime.now(UTC).isoformat(timespec="seconds")
+            _write_record(folder, {"recipe": dict(recipe), "created": created, "pipeline": _pipeline(places)})
+        yield WorkFolder(folder, key, new)
 
 
 @contextmanager
@@ -167,11 +169,11 @@ def announce_nearest(places: Places, modality: Modality, recipe: Mapping[str, An
 def nearest(places: Places, modality: Modality, recipe: Mapping[str, Any]) -> tuple[Path, list[str]] | None:
     """The earlier training that differs least, and in what; None where there is none to go on from."""
     ranked = []
-    for folder in _folders(places, modality):
+    for folder in _folders(places, modality.name):
         before = (read_record(folder) or {}).get("recipe")
         latest = folder / f"{modality.model_name}_latest.pth"
-        if isinstance(before, dict) and folder.name != key_of(recipe) and latest.exists():
-            differing = differences(before, recipe)
+        # One that does not differ was set aside so that the training begins anew.
+        if isinstance(before, dict) and latest.exists() and (differing := differences(before, recipe)):
             ranked.append((len(differing), -latest.stat().st_mtime, folder, differing))
     if not ranked:
         return None
@@ -188,19 +190,21 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             continue
         if name.startswith("code."):
             lines.append(f"{name} (the program changed)")
-        elif name == "prepared_digest":
-            lines.append("the prepared data (images, labels or split)")
+        elif name == "learnt_digest":
+            lines.append("what it learns from (images, labels or split)")
         else:
             lines.append(f"{name}: {old.get(name, 'nothing')} then, {new.get(name, 'nothing')} now")
     return lines
 
 
-def prune(places: Places, modality: Modality, keep: WorkFolder, needed: Path | None) -> list[str]:
-    """Delete work folders of a modality that nobody touched for a day.
+def prune(places: Places, name: str, keep: WorkFolder, needed: Path | None = None) -> list[str]:
+    """Delete work folders of this pipeline whose training came to its end, and that nobody touched for a day.
+
+    A training that was stopped stays until somebody finishes or deletes it, and so does what was set aside.
 
     Args:
         places: of the pipeline.
-        modality: whose.
+        name: of the modality, or ``ensemble``.
         keep: the one that stays.
         needed: a file whose folder stays, too: what the training continues from.
 
@@ -208,9 +212,13 @@ def prune(places: Places, modality: Modality, keep: WorkFolder, needed: Path | N
         Names of the deleted folders.
     """
     gone = []
-    for folder in _folders(places, modality):
+    for folder in _folders(places, name):
         holds = needed is not None and folder.resolve() in needed.resolve().parents
         if folder.name == keep.key or holds or time.time() - _touched(folder) < _A_DAY:
+            continue
+        record = read_record(folder) or {}
+        aside = folder.name != key_of(record.get("recipe", {}))
+        if aside or not record.get("finished") or record.get("pipeline") != _pipeline(places):
             continue
         lock = FileLock(folder.with_name(f"{folder.name}.lock"))
         with suppress(Timeout), lock.acquire(timeout=0):
@@ -239,8 +247,13 @@ def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
     durable.write_text(folder / RECORD, json.dumps(record, indent=1) + "\n")
 
 
-def _folders(places: Places, modality: Modality) -> list[Path]:
-    root = places.work(modality.name)
+def _pipeline(places: Places) -> str:
+    """Names a pipeline: several may have their work folders on one scratch disk."""
+    return hashlib.sha256(os.fsencode(places.root.resolve())).hexdigest()[:16]
+
+
+def _folders(places: Places, name: str) -> list[Path]:
+    root = places.work(name)
     if not root.is_dir():
         return []
     return sorted(one for one in root.iterdir() if one.is_dir() and (one / RECORD).is_file())

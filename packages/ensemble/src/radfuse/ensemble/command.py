@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from radfuse.engine.cli.options import PARAMS, Overrides, ParamsFile, pipeline
-
-if TYPE_CHECKING:
-    pass
 
 
 def ensemble(params: ParamsFile = PARAMS, overrides: Overrides = None) -> None:
@@ -18,11 +13,10 @@ def ensemble(params: ParamsFile = PARAMS, overrides: Overrides = None) -> None:
     of different splits or of other models than those published.
     """
     from radfuse.engine.cli.output import console
-    from radfuse.engine.cli.training_process import end_with_parent, show_log
+    from radfuse.engine.cli.training_process import show_log
     from radfuse.ensemble.running import run
 
     settings, places = pipeline(params, overrides)
-    end_with_parent()
     with show_log():
         outcome = run(settings, places)
     console().print(f"ensemble: {outcome}", markup=False)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptcore.signals import TrainingInterrupted
-from radfuse.engine import agreement, code
+from radfuse.engine import agreement, code, workfolder
 from radfuse.engine.agreement import ENSEMBLE
 from radfuse.engine.evaluation.results import WEIGHTS
 from radfuse.engine.pictures import learning_curves
 from radfuse.engine.recording import PICTURES
 from radfuse.engine.tracking import Tracker, flat
-from radfuse.engine.workfolder import key_of
+from radfuse.engine.workfolder import WorkFolder
 from radfuse.ensemble import artefacts
 from radfuse.ensemble.fitting import Ensemble, fit
 from radfuse.ensemble.material import Material, NotApplicable, gather
@@ -27,7 +25,14 @@ if TYPE_CHECKING:
     from radfuse.engine.config import Params
     from radfuse.engine.places import Places
 
-_A_DAY = 86_400.0
+_CODE = (
+    "radfuse.ensemble",
+    "radfuse.engine.folds",
+    "radfuse.engine.metrics",
+    "radfuse.engine.training.randomness",
+    "radfuse.engine.training.thresholds",
+)
+"""Packages and modules that the ensemble's numbers come from."""
 
 
 def run(params: Params, places: Places) -> str:
@@ -53,13 +58,28 @@ def run(params: Params, places: Places) -> str:
     except NotApplicable as reason:
         artefacts.write_not_applicable(places, tables, str(reason))
         return f"not applicable: {reason}."
-    key = key_of(_recipe(material, recipe))
-    tracker = Tracker(places, ENSEMBLE, key, params.train.mlflow)
+    with workfolder.opened(places, ENSEMBLE, _recipe(material, recipe)) as work:
+        found = _fitted(params, places, tables, material, recipe, work)
+        work.finish({"reported": found.reported})
+        workfolder.prune(places, ENSEMBLE, work)
+    return _sentence(material, found)
+
+
+def _fitted(
+    params: Params,
+    places: Places,
+    tables: Mapping[str, agreement.Table],
+    material: Material,
+    recipe: Recipe,
+    work: WorkFolder,
+) -> Ensemble:
+    """Fit, write and tell MLflow."""
+    tracker = Tracker(places, ENSEMBLE, work.key, params.train.mlflow)
     tracker.begin(flat(recipe.model_dump(mode="json")), {"split_digest": _split(tables)})
     try:
-        found = fit(material, recipe, places.work(ENSEMBLE) / key, key)
-        digest = artefacts.write(places, tables, material, found, recipe, key)
-        _tell(tracker, places, material, found, digest, key)
+        found = fit(material, recipe, work.path, work.key)
+        digest = artefacts.write(places, tables, material, found, recipe, work.key)
+        _tell(tracker, places, material, found, digest, work)
     except (KeyboardInterrupt, TrainingInterrupted):
         # It goes on where it was when the stage is run again, and so does its run.
         tracker.end("KILLED")
@@ -67,32 +87,7 @@ def run(params: Params, places: Places) -> str:
     except BaseException:
         tracker.end("FAILED")
         raise
-    prune(places, key)
-    return _sentence(material, found)
-
-
-def prune(places: Places, key: str) -> list[str]:
-    """Delete work folders of other keys that nobody touched for a day.
-
-    Args:
-        places: of the pipeline.
-        key: of the folder that stays.
-
-    Returns:
-        Names of the deleted folders.
-    """
-    old = [
-        folder
-        for folder in sorted(places.work(ENSEMBLE).iterdir())
-        if folder.is_dir() and folder.name != key and time.time() - _touched(folder) > _A_DAY
-    ]
-    for folder in old:
-        shutil.rmtree(folder)
-    return [folder.name for folder in old]
-
-
-def _touched(folder: Path) -> float:
-    return max((file.stat().st_mtime for file in folder.rglob("*")), default=folder.stat().st_mtime)
+    return found
 
 
 def _recipe(material: Material, recipe: Recipe) -> dict[str, Any]:
@@ -100,7 +95,7 @@ def _recipe(material: Material, recipe: Recipe) -> dict[str, Any]:
     return {
         "settings": recipe.model_dump(mode="json"),
         "material": _digest(material),
-        "code": code.digests("radfuse.ensemble"),
+        "code": code.digests(*_CODE),
     }
 
 
@@ -117,14 +112,14 @@ def _digest(material: Material) -> str:
 
 
 def _tell(
-    tracker: Tracker, places: Places, material: Material, found: Ensemble, digest: str, key: str
+    tracker: Tracker, places: Places, material: Material, found: Ensemble, digest: str, work: WorkFolder
 ) -> None:
     history = found.trained.history
     tracker.log_epochs(history, len(history["train_loss"]))
     tracker.tag({"model_digest": digest, "reported": found.reported, "best_single": found.best_single})
     for name in (WEIGHTS, artefacts.HISTORY):
         tracker.log_file(places.saved_models(ENSEMBLE) / name, "ensemble")
-    for picture in _draw(places.work(ENSEMBLE) / key / PICTURES, material, found):
+    for picture in _draw(work.path / PICTURES, material, found):
         tracker.log_file(picture, PICTURES)
     tracker.end("FINISHED")
 

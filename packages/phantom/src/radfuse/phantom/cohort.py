@@ -18,6 +18,8 @@ from radfuse.phantom.settings import Settings
 
 Progress = Callable[[int, int], None]
 """Called with the number of finished patients and of all."""
+Say = Callable[[str], None]
+"""Called with a line for the user."""
 
 
 @dataclass(frozen=True)
@@ -49,22 +51,29 @@ class Report:
         return asdict(self)
 
 
-def write(out: str | Path, settings: Settings | None = None, progress: Progress | None = None) -> Report:
+def write(
+    out: str | Path,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+    say: Say | None = None,
+) -> Report:
     """Write a cohort, or what of it is not there yet.
 
     Patients that an earlier call finished under the same settings are kept; under other settings, all that
-    the earlier call wrote is removed first.
+    the earlier call wrote is removed first. A call that is still writing there is waited for, a minute at
+    most.
 
     Args:
         out: folder to write to: new, empty, or written by an earlier call.
         settings: of the cohort; the defaults when None.
         progress: told after each patient.
+        say: told when another call has to be waited for.
 
     Raises:
-        ForeignFolder: the folder holds something else, or another call is writing it.
+        ForeignFolder: the folder holds something else, or another call goes on writing it.
         PhantomError: a file could not be written.
     """
-    with _system_errors(Path(out)), folder.held(Path(out)):
+    with _system_errors(Path(out)), folder.held(Path(out), say or (lambda line: None)):
         return _write(Path(out), settings or Settings(), progress or (lambda done, of: None))
 
 

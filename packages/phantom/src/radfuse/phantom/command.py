@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from radfuse.phantom.cohort import Report
 
 DEFAULT_PARAMS = Path("params.yaml")
+_FAILED = 1
+_WRONG_USAGE = 2
 
 
 def phantom(
@@ -62,9 +65,15 @@ def phantom(
 
     from radfuse.phantom.cohort import write
     from radfuse.phantom.errors import PhantomError, SettingsError
+    from radfuse.phantom.parent import end_with_dvc
     from radfuse.phantom.settings import load
 
+    end_with_dvc()
     messages = Console(stderr=True, soft_wrap=True)
+
+    def say(line: str, style: str | None = None) -> None:
+        messages.print(f"radfuse phantom: {line}", style=style, markup=False, highlight=False)
+
     options = {"out": out, "patients": patients, "seed": seed}
     try:
         # A file that was asked for must be there; the default one may be missing.
@@ -73,14 +82,20 @@ def phantom(
         if settings.out is None:
             raise SettingsError("no folder to write to: give --out DIR, or phantom.out in params.yaml.")
         with _progress(messages) as progress:
-            report = write(settings.out, settings, progress)
-    except PhantomError as error:
-        messages.print(f"radfuse phantom: {error}", style="red", markup=False, highlight=False)
-        raise typer.Exit(2) from None
+            report = write(settings.out, settings, progress, say)
+    except (PhantomError, OSError) as error:
+        say(_message(error), style="red")
+        raise typer.Exit(_WRONG_USAGE if isinstance(error, SettingsError) else _FAILED) from None
     if as_json:
         sys.stdout.write(json.dumps(report.as_json()) + "\n")
     else:
         _show(report, Console())
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)
 
 
 @contextmanager

@@ -12,4 +12,4 @@ class SettingsError(PhantomError):
 
 
 class ForeignFolder(PhantomError):
-    """The folder to write to holds what this package did not write, or another call is writing it."""
+    """The folder to write to holds what this package did not write, or another call goes on writing it."""

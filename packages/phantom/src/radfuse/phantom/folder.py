@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,29 +19,44 @@ from radfuse.phantom.settings import Settings
 STAMP = "phantom.json"
 FORMAT = 1
 CEILINGS = "ceilings.json"
+LONGEST_WAIT = 60.0
+"""Seconds for another call to end: one whose `dvc repro` was killed may need a moment for it."""
 _LOCK = ".lock"
 
 
 @contextmanager
-def held(out: Path) -> Iterator[None]:
+def held(out: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Make the folder, and keep other calls out of it.
 
+    Args:
+        out: the folder.
+        say: told when another call has to be waited for.
+
     Raises:
-        ForeignFolder: it holds something that this package did not write, or another call is writing it.
+        ForeignFolder: it holds something that this package did not write, or another call goes on writing it.
     """
     _refuse_foreign(out)
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ForeignFolder(
-            f"another call is writing {out}. Wait until it has ended, or choose another folder (--out)."
-        ) from None
+    _acquire(lock, out, say)
     try:
         yield
     finally:
         lock.release()
+
+
+def _acquire(lock: FileLock, out: Path, say: Callable[[str], None]) -> None:
+    try:
+        lock.acquire(timeout=0)
+        return
+    except Timeout:
+        say(f"another call is writing {out}; waiting for it to end, for {LONGEST_WAIT:g} s at most")
+    try:
+        lock.acquire(timeout=LONGEST_WAIT)
+    except Timeout:
+        raise ForeignFolder(
+            f"another call is still writing {out}. Wait until it has ended, or choose another folder (--out)."
+        ) from None
 
 
 def _refuse_foreign(out: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from radfuse.phantom import patient
 from radfuse.phantom.errors import PhantomError
+from radfuse.phantom.parent import end_with
 from radfuse.phantom.settings import Settings
 
 
@@ -62,12 +63,15 @@ def _cores() -> int:
 def _follow_parent() -> None:
     """End when the process that started this one is killed, and leave Ctrl-C to that one.
 
-    Without this a worker whose parent is gone would wait for work for ever.
+    Without this a worker whose parent is gone would wait for work for ever. At once where the system can do
+    it: that process held the folder's lock, and whoever waits for it has the folder now.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is None:
         return
+    if parent.pid is not None:
+        end_with(parent.pid, signal.SIGKILL)
 
     def watch(sentinel: int) -> None:
         wait_for([sentinel])

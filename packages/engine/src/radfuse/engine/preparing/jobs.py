@@ -57,13 +57,15 @@ def jobs_of(
     from radfuse.serving import preprocess
 
     wanted = preprocess.roles(spec)
+    # A kind of preprocessing may be another package's, such as a modality's own.
+    made_by = _code(code.package_of(type(preprocess.kind_of(spec)).__module__))
     sources = sources_by_name(params.sources, places.root, params.origin)
     jobs = []
     for sample_id, name in zip(samples[SAMPLE], samples["source"], strict=True):
         source, files = _known(sources, name, params), images[sample_id]
         _check_roles(files, wanted, name, modality)
         conventions = source.conventions(modality)
-        recipe = _recipe(files, spec, conventions)
+        recipe = _recipe(files, spec, conventions, made_by)
         jobs.append(
             Job(
                 sample_id=sample_id,
@@ -99,14 +101,16 @@ def _check_roles(files: Images, wanted: Sequence[str], source: str, modality: st
         )
 
 
-def _recipe(files: Images, spec: Mapping[str, Any], conventions: Sequence[Mapping[int, int]]) -> str:
+def _recipe(
+    files: Images, spec: Mapping[str, Any], conventions: Sequence[Mapping[int, int]], made_by: str
+) -> str:
     """Digest of everything that a sample's arrays are made from; of files, their sizes and times."""
     found = [
         (role, [_size_and_time(files.root / name) for name in names])
         for role, names in sorted(files.files.items())
     ]
     classes = [sorted(convention.items()) for convention in conventions]
-    return digest([spec, classes, files.point_mm, found, _code()])
+    return digest([spec, classes, files.point_mm, found, made_by])
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:
@@ -118,6 +122,10 @@ def _size_and_time(path: Path) -> tuple[int, int]:
 
 
 @cache
-def _code() -> str:
-    """Digest of the code that reads and prepares images: arrays of an older one are made anew."""
-    return digest(code.digests(*code.READING))
+def _code(kind: str) -> str:
+    """Digest of the code that reads and prepares images: arrays of an older one are made anew.
+
+    Args:
+        kind: the package with the kind of preprocessing.
+    """
+    return digest(code.digests(*code.DECODING, kind))

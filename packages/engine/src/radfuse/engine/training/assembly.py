@@ -89,10 +89,13 @@ def assemble(order: Order, work: WorkFolder, manager: ckptcore.CheckpointManager
     conditions = numerics.choose(
         block.device, block.precision, block.deterministic, network, order.world.size
     )
+    training, validation = _loaders(order, task, conditions)
+    class_weights = task.class_weights(order.prepared, training.rows) if settings.class_weights else None
+    loss = task.loss(class_weights)
     if conditions.deterministic and conditions.device == "cuda":
         replace_layers(network)
+        replace_layers(loss)
     network.to(device=conditions.device, memory_format=numerics.memory_format(network))  # type: ignore[call-overload]
-    training, validation = _loaders(order, task, conditions)
     groups = order.modality.layer_groups(network)
     stages.check_groups(network, groups)
     plan = stages.Plan.of(settings, tuple(groups), training.batches)
@@ -104,14 +107,13 @@ def assemble(order: Order, work: WorkFolder, manager: ckptcore.CheckpointManager
     parameters, names = stages.parameter_groups(groups, settings.weight_decay)
     # One optimizer for all stages: what learns again keeps its averages.
     optimizer = torch.optim.AdamW(parameters, lr=1.0, fused=True)
-    class_weights = task.class_weights(order.prepared, training.rows) if settings.class_weights else None
     return Run(
         fabric=fabric,
         network=network,
         module=module,
         judged=judged,
         groups=groups,
-        loss=task.loss(class_weights).to(fabric.device),
+        loss=loss.to(fabric.device),
         optimizer=optimizer,
         rates=Rates(optimizer, names, plan),
         ema=ema,
@@ -191,6 +193,7 @@ def _facts(order: Order, task: Task, work: WorkFolder, conditions: Numerics) -> 
             "run_key": work.key,
             "prepared_digest": order.prepared.digest,
             "split_digest": order.prepared.split_digest,
+            "learnt_digest": order.prepared.learnt_digest,
             "preprocessing": order.prepared.spec,
             "task": task.describe(),
             "numerics": conditions.stamp(),

@@ -1,8 +1,8 @@
 """Layers that compute the same as torch's own, with gradients of the same bits every time on a GPU too.
 
 On CUDA torch adds up the gradients of some layers in whatever order its threads come
-(``torch.use_deterministic_algorithms``, torch documentation); among ours those of 3D max pooling and of
-adaptive average pooling.
+(``torch.use_deterministic_algorithms``, torch documentation); among ours those of 3D max pooling, of adaptive
+average pooling, and of the cross entropy of every voxel.
 """
 
 from __future__ import annotations
@@ -49,13 +49,35 @@ class SeparateMaxPool3d(nn.Module):
         return functional.max_pool2d(image, kernel, stride, padding, dilation, ceil_mode=self._ceil)
 
 
+class SeparateCrossEntropy(nn.Module):
+    """Mean cross entropy of class indices, from products and sums alone.
+
+    Args:
+        entropy: whose class weights it takes over.
+    """
+
+    def __init__(self, entropy: nn.CrossEntropyLoss) -> None:
+        super().__init__()
+        self.weight: Tensor | None
+        self.register_buffer("weight", entropy.weight)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """(B, classes, ...) logits and (B, ...) class indices to a scalar."""
+        shape = (1, -1, *[1] * (target.ndim - 1))
+        classes = torch.arange(logits.shape[1], device=target.device).view(shape)
+        wanted = (target[:, None] == classes).to(torch.float32)
+        if self.weight is not None:
+            wanted = wanted * self.weight.view(shape)
+        return -(wanted * torch.log_softmax(logits.float(), 1)).sum() / wanted.sum()
+
+
 def replace_layers(network: nn.Module) -> list[str]:
     """Replace the layers whose gradients on CUDA differ from run to run; none of them has weights.
 
     Layers that cannot be replaced stay: torch then stops the first step with an error that names them.
 
     Args:
-        network: is changed.
+        network: or a loss of several parts; is changed.
 
     Returns:
         Names of the layers that were replaced.
@@ -73,6 +95,8 @@ def replace_layers(network: nn.Module) -> list[str]:
 def _equal(layer: nn.Module) -> nn.Module | None:
     if isinstance(layer, nn.MaxPool3d) and not layer.return_indices:
         return SeparateMaxPool3d(layer)
+    if isinstance(layer, nn.CrossEntropyLoss) and layer.reduction == "mean" and not layer.label_smoothing:
+        return SeparateCrossEntropy(layer)
     adaptive = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
     if isinstance(layer, adaptive) and torch.tensor(layer.output_size).eq(1).all():
         return Mean()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -26,6 +27,10 @@ class Numerics:
         threads: of one operation on the CPU; 0 on another device.
         deterministic: whether only algorithms are used that give the same bits every time.
         processes: that train together.
+        hardware: the GPU's name, or the CPU's vector instructions that torch uses.
+        torch: its version.
+        monai: its version.
+        numpy: its version.
     """
 
     device: str
@@ -33,6 +38,10 @@ class Numerics:
     threads: int
     deterministic: bool
     processes: int = 1
+    hardware: str = ""
+    torch: str = ""
+    monai: str = ""
+    numpy: str = ""
 
     @property
     def fabric_precision(self) -> Any:
@@ -77,7 +86,9 @@ def choose(
     if precision == "auto":
         precision = "bf16" if computes_in_bf16(kind) and not unsafe else "32"
     threads = torch.get_num_threads() if kind == "cpu" else 0
-    return Numerics(kind, precision, threads, deterministic, processes)
+    hardware = torch.cuda.get_device_name() if kind == "cuda" else torch.backends.cpu.get_cpu_capability()
+    versions = {name: version(name) for name in ("torch", "monai", "numpy")}
+    return Numerics(kind, precision, threads, deterministic, processes, hardware, **versions)
 
 
 def computes_in_bf16(device: str) -> bool:
@@ -117,8 +128,9 @@ def check_same(before: Mapping[str, Any], now: Numerics) -> None:
     if other:
         raise OtherNumerics(
             f"this run was trained under other conditions: {'; '.join(other)}. Its result would be that of "
-            "neither. Set them as they were (train.device, train.precision, train.deterministic, "
-            "OMP_NUM_THREADS), or go on nevertheless with --accept-other-hardware."
+            "neither. Set them as they were (train.device, OMP_NUM_THREADS, what is installed), "
+            "or go on nevertheless: radfuse train MODALITY --accept-other-hardware, after which `dvc repro` "
+            "takes up the rest."
         )
 
 

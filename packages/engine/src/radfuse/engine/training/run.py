@@ -70,6 +70,7 @@ class Position:
         samples: that the sum is over.
         skipped: steps in a row whose loss was no number.
         stopped: nothing got better for too long, and the training ended early.
+        began: the epoch, from 0, at which this training took over from another one; 0 where it began itself.
     """
 
     epoch: int = 0
@@ -79,6 +80,7 @@ class Position:
     samples: int = 0
     skipped: int = 0
     stopped: bool = False
+    began: int = 0
 
     @property
     def mean_loss(self) -> float:
@@ -221,7 +223,8 @@ class Run:
             self._save_marked("nonfinite")
             raise NonFiniteLoss(
                 f"{found} at {where}. Expected a number: look at these samples, or lower the learning rate. "
-                "train.on_nonfinite=skip passes over single steps. The state before this step is saved."
+                "train.on_nonfinite=skip passes over single steps. The state before this step is saved: the "
+                "same command goes on from it."
             )
         _log.warning("%s at %s; the step is skipped", found, where)
 
@@ -310,7 +313,9 @@ class Run:
             step=self.at.epoch * self.plan.steps_per_epoch,
             loss_sum=0.0,
             samples=0,
+            skipped=0,
             stopped=False,
+            began=self.at.epoch,
         )
 
     def close(self) -> None:
@@ -333,14 +338,17 @@ class Run:
         return self.plan.at(self.at.epoch)[1].name
 
     def _is_stuck(self, metrics: Mapping[str, float]) -> bool:
-        """Whether the last stage went on for too long without a better metric."""
+        """Whether the last stage went on for too long without a better metric.
+
+        A training that goes on from another one has all its patience: that one may have ended for want of it.
+        """
         patience, number = self.settings.early_stopping, self.plan.at(self.at.epoch)[0]
         if not patience or number + 1 < len(self.plan.stages):
             return False
         values = [*self.manager.history.get(self.task.metric, [])[: self.at.epoch], metrics[self.task.metric]]
         finite = [value if math.isfinite(value) else -math.inf for value in values]
         best = finite.index(max(finite))
-        return self.at.epoch - max(best, self.plan.begin(number) - 1) >= patience
+        return self.at.epoch - max(best, self.plan.begin(number) - 1, self.at.began - 1) >= patience
 
     def _lay_out_optimizer(self) -> None:
         """Averages of gradients lie in memory as their parameters do; a file holds them row by row."""

@@ -20,7 +20,8 @@ from radfuse.engine.freshness import check_prepared
 from radfuse.engine.modality import modality as modality_of
 from radfuse.engine.places import Places
 from radfuse.engine.prepared import Prepared
-from radfuse.engine.tracking import flat
+from radfuse.engine.recording import PICTURES
+from radfuse.engine.tracking import Tracker, flat
 from radfuse.engine.training import loop, numerics
 from radfuse.engine.training.assembly import Order, assemble
 from radfuse.engine.training.distributed import joined
@@ -73,21 +74,22 @@ def train(
         NonFiniteLoss: the loss is NaN or infinite.
     """
     modality, prepared = modality_of(name), Prepared(places, name)
-    settings, prepare = _with_files(params.train_of(modality), places, name), params.prepare_of(modality)
-    check_prepared(places, modality, prepare, prepared)
-    recipe = workfolder.recipe_of(modality, params.seed, prepare, settings, prepared.digest)
+    settings = _with_files(params.train_of(modality), places, name)
+    check_prepared(places, modality, params.prepare_of(modality), prepared)
+    recipe = workfolder.recipe_of(params, modality, settings, prepared.learnt_digest)
     with joined(params.train.device) as world:
         order = Order(params, places, modality, prepared, settings, recipe, world)
         with _opened(order, fresh=resume == "none") as work:
             trained = world.told(resume not in ("auto", "none") or not work.finished)
             if trained:
                 _train_in(work, order, resume, accept_other_hardware)
-            else:
+            elif world.first:
                 _log.info("this training is finished already; it is published again")
+                _tell_tracker(work, order)
             published = _publish(work, places.saved_models(name)) if world.first else []
             finished = work.record["finished"]
         if world.first:
-            workfolder.prune(places, modality, work, settings.continue_from)
+            workfolder.prune(places, name, work, settings.continue_from)
     return Outcome(work.key, int(finished["epochs_finished"]), trained, tuple(published))
 
 
@@ -95,7 +97,9 @@ def train(
 def _opened(order: Order, fresh: bool) -> Iterator[WorkFolder]:
     """The work folder, held by the first process for all of them."""
     if order.world.first:
-        with workfolder.opened(order.places, order.modality, order.recipe, fresh) as work:
+        with workfolder.opened(order.places, order.modality.name, order.recipe, fresh) as work:
+            if work.new and not fresh:
+                workfolder.announce_nearest(order.places, order.modality, order.recipe)
             yield order.world.told(work)
     else:
         yield order.world.told(WorkFolder(Path(), ""))
@@ -108,9 +112,13 @@ def _train_in(work: WorkFolder, order: Order, resume: str, accept_other_hardware
         run = assemble(order, work, manager)
         with closing(run):
             parent = _go_on(run, work, resume, order.settings.continue_from, accept_other_hardware)
-            with _recorded(run, order, parent):
+            with _recorded(run, order, parent, anew=work.new and resume == "none"):
                 loop.train(run)
-        finished = {"epochs_finished": run.at.epoch, "stopped_early": run.at.stopped}
+        finished = {
+            "epochs_finished": run.at.epoch,
+            "stopped_early": run.at.stopped,
+            "tracked": run.recorder is not None and run.recorder.tracked,
+        }
     # Only now is the last checkpoint durable.
     if order.world.first:
         work.finish(finished)
@@ -193,19 +201,14 @@ def _found(
 
 
 @contextmanager
-def _recorded(run: Run, order: Order, parent: Mapping[str, Any] | None) -> Iterator[None]:
+def _recorded(run: Run, order: Order, parent: Mapping[str, Any] | None, anew: bool) -> Iterator[None]:
     """Tell the log and MLflow of a session, however it ends; the first process does."""
     if run.recorder is None:
         yield
         return
-    recipe = {name: value for name, value in order.recipe.items() if name != "code"}
-    tags = {
-        "prepared_digest": order.prepared.digest,
-        "split_digest": order.prepared.split_digest,
-        **{name: str(value) for name, value in run.conditions.stamp().items()},
-    }
-    session = {"conditions": run.conditions.stamp(), "goes_on_from": parent}
-    run.recorder.begin(session, flat(recipe), tags, run.at.epoch)
+    conditions = run.conditions.stamp()
+    session = {"conditions": conditions, "goes_on_from": parent}
+    run.recorder.begin(session, _asked(order), _tags(order, conditions), run.at.epoch, anew)
     run.facts["provenance"] |= {"mlflow_run_id": run.recorder.mlflow_run, "goes_on_from": parent}
     try:
         yield
@@ -216,11 +219,45 @@ def _recorded(run: Run, order: Order, parent: Mapping[str, Any] | None) -> Itera
     except BaseException:
         run.recorder.end(run, "failed", {})
         raise
-    best = run.manager.directory / f"{order.modality.model_name}_best.pth" if run.manager.directory else None
-    digest = ckptcore.read_header(best).model_digest if best is not None and best.is_file() else None
-    run.recorder.end(
-        run, "stopped early" if run.at.stopped else "finished", {"model_digest": digest or "none"}
-    )
+    digest = _best_digest(run.manager.directory, order) if run.manager.directory else "none"
+    run.recorder.end(run, "stopped early" if run.at.stopped else "finished", {"model_digest": digest})
+
+
+def _asked(order: Order) -> dict[str, Any]:
+    """What was asked for, as MLflow's parameters."""
+    return flat({name: value for name, value in order.recipe.items() if name != "code"})
+
+
+def _tags(order: Order, conditions: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "prepared_digest": order.prepared.digest,
+        "split_digest": order.prepared.split_digest,
+        **{name: str(value) for name, value in conditions.items()},
+    }
+
+
+def _best_digest(folder: Path, order: Order) -> str:
+    best = folder / f"{order.modality.model_name}_best.pth"
+    return (ckptcore.read_header(best).model_digest if best.is_file() else None) or "none"
+
+
+def _tell_tracker(work: WorkFolder, order: Order) -> None:
+    """Tell MLflow of a training that came to its end while MLflow could not be written."""
+    finished = work.record["finished"]
+    if finished.get("tracked") or not order.params.train.mlflow:
+        return
+    latest = ckptcore.load(work.path / f"{order.modality.model_name}_latest.pth", mmap=True)
+    tracker = Tracker(order.places, order.modality.name, work.key)
+    tracker.begin(_asked(order), _tags(order, latest["provenance"]["numerics"]))
+    layout = ckptcore.layouts.saved_models(order.modality.model_name, order.task.metric)
+    tracker.log_epochs(layout.recall(latest), int(finished["epochs_finished"]))
+    for path in sorted((work.path / PICTURES).glob("*.png")):
+        tracker.log_file(path, PICTURES)
+    outcome = "stopped early" if finished.get("stopped_early") else "finished"
+    tracker.tag({"outcome": outcome, "model_digest": _best_digest(work.path, order)})
+    tracker.end("FINISHED")
+    if tracker.enabled:
+        work.finish({**finished, "tracked": True})
 
 
 def _publish(work: WorkFolder, target: Path) -> list[Path]:
