@@ -93,7 +93,9 @@ def _is_finite(value: object) -> bool:
     import torch
 
     if isinstance(value, torch.Tensor):
-        return not value.is_floating_point() or bool(torch.isfinite(value).all())
+        # torch cannot tell of numbers of eight bits as they are.
+        wide = value.float() if value.is_floating_point() and value.itemsize == 1 else value
+        return bool(torch.isfinite(wide).all())
     if isinstance(value, Mapping):
         return all(_is_finite(value[key]) for key in value)
     return all(map(_is_finite, value)) if isinstance(value, (list, tuple)) else True
