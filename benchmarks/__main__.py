@@ -3,7 +3,7 @@
 from benchmarks import checkpoints, demo, loop_overhead, phantom_seeds
 
 if __name__ == "__main__":
-    checkpoints.main()
+    checkpoints.main([])
     demo.main([])
     loop_overhead.main([])
     phantom_seeds.main([])

@@ -137,7 +137,7 @@ def inflated(png: bytes) -> bytes:
     return texts
 
 
-def test_an_export_answers_for_a_raw_file_as_the_prediction_table_says(finished: Pipeline) -> None:
+def test_row_4_9_an_export_answers_for_a_raw_file_as_the_prediction_table_says(finished: Pipeline) -> None:
     identity = pd.read_parquet(finished.root / "data" / "private" / "identity.parquet")
     table = pd.read_parquet(finished.root / "data" / "predictions" / "xray.parquet")
     row = table.iloc[0]

@@ -25,7 +25,7 @@ def test_the_engine_finds_it_by_its_entry_point() -> None:
     assert found["ensemble"].load() is ensemble
 
 
-def test_the_network_answers_as_the_table_says(fitted: Places) -> None:
+def test_row_4_9_the_network_answers_as_the_table_says(fitted: Places) -> None:
     found = ensemble(fitted)
     assert found is not None
     table = predictions.read(fitted.predictions("ensemble"))[0].set_index("patient_id")

@@ -60,10 +60,39 @@ def test_row_4_2_the_checkpoint_has_the_keys_of_the_page(fitted: Places) -> None
     assert page <= set(state)
     assert state["epoch"] == state["hyperparameters"]["epochs"] - 1
     assert state["hyperparameters"]["meta_parameters"] == pytest.approx(2000, rel=0.02)
-    optimizer = torch.optim.Adam(
-        [torch.zeros(1)] * 0 + [torch.nn.Parameter(torch.zeros(1)) for _ in range(4)]
-    )
+
+
+def test_row_4_2_the_loaded_optimizer_takes_the_next_step_of_the_published_meta_learner(
+    fitted: Places,
+) -> None:
+    state = torch.load(fitted.saved_models("ensemble") / "meta_learner.pth", weights_only=True)
+    loaded = answering.load(fitted)
+    assert loaded is not None
+    parameters = dict(loaded.network.meta.named_parameters())
+    optimizer = torch.optim.Adam(parameters.values())
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, state["hyperparameters"]["epochs"])
     optimizer.load_state_dict(state["optimizer_state_dict"])
+    schedule.load_state_dict(state["scheduler_state_dict"])
+    epochs = state["epoch"] + 1
+    assert schedule.last_epoch == epochs
+    # The schedule has ended at nothing; with a rate, and without gradients, momentum alone moves weights.
+    (group,) = optimizer.param_groups
+    assert group["lr"] == pytest.approx(0)
+    group["lr"], (slow, fast) = 1e-3, group["betas"]
+    expected = {}
+    for name, parameter in parameters.items():
+        assert torch.equal(parameter, state["model_state_dict"][f"meta.{name}"])
+        moments = optimizer.state[parameter]
+        assert moments["step"] == epochs
+        assert moments["exp_avg"].shape == moments["exp_avg_sq"].shape == parameter.shape
+        mean = slow * moments["exp_avg"] / (1 - slow ** (epochs + 1))
+        square = fast * moments["exp_avg_sq"] / (1 - fast ** (epochs + 1))
+        expected[name] = (parameter - 1e-3 * mean / (square.sqrt() + group["eps"])).detach()
+        assert not torch.equal(expected[name], parameter)
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(parameter.detach(), expected[name])
 
 
 def test_everything_is_stamped_with_one_model(fitted: Places) -> None:

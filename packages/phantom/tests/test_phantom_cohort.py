@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,9 +35,13 @@ def digests(folder):
     }
 
 
+def files_of(folder, number):
+    return patient.there(folder, number)["files"].keys()
+
+
 def of_patient(folder, number):
-    record = patient.finished(folder, number)
-    return {name: digests(folder)[name] for name in record["files"]}
+    assert patient.finished(folder, number) is not None
+    return {name: digests(folder)[name] for name in files_of(folder, number)}
 
 
 def test_same_seed_gives_the_same_bytes_with_any_number_of_processes(tmp_path, cohort, small):
@@ -80,15 +85,55 @@ def test_other_settings_replace_all_patients(tmp_path, small):
     assert digests(tmp_path / "c") == digests(tmp_path / "fresh")
 
 
-@pytest.mark.parametrize("harm", ["removed", "truncated"])
-def test_a_patient_whose_file_is_damaged_is_written_again(tmp_path, small, harm):
-    settings = small.model_copy(update={"patients": 2})
-    write(tmp_path / "c", settings)
-    before = digests(tmp_path / "c")
-    victim = next((tmp_path / "c/mri").rglob("*.nii.gz"))
-    victim.unlink() if harm == "removed" else os.truncate(victim, 100)
-    assert write(tmp_path / "c", settings).written == 1
-    assert digests(tmp_path / "c") == before
+def zeroed(path):
+    """As a power cut may leave a file that was not synced: its size is there, what was in it is not."""
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+HARMS = {"removed": Path.unlink, "truncated": lambda path: os.truncate(path, 100), "zeroed": zeroed}
+
+
+def times_of_images(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".dcm", ".gz")}
+
+
+@pytest.mark.parametrize("kind", ["xray/*/*.dcm", "ct/*/*/*.dcm", "mri/*/*.nii.gz"])
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_patient_whose_file_is_damaged_is_written_anew_and_the_others_are_kept(
+    tmp_path, cohort, small, harm, kind
+):
+    out = shutil.copytree(cohort, tmp_path / "c")
+    before = times_of_images(out)
+    victim = sorted(out.glob(kind))[-1]
+    (owner,) = (n for n in small.numbers if victim.relative_to(out).as_posix() in files_of(out, n))
+    HARMS[harm](victim)
+    report = write(out, small)
+    assert (report.written, report.kept) == (1, 9)
+    assert digests(out) == digests(cohort)
+    after = times_of_images(out)
+    assert {path for path in before if after[path] != before[path]} == {out / n for n in files_of(out, owner)}
+
+
+def test_several_processes_find_a_file_of_zeros_too(tmp_path, cohort, small):
+    out = shutil.copytree(cohort, tmp_path / "c")
+    zeroed(next(out.glob("ct/*/*/*.dcm")))
+    report = write(out, small.model_copy(update={"workers": 2}))
+    assert (report.written, report.kept) == (1, 9)
+    assert digests(out) == digests(cohort)
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_damaged_record_makes_its_patient_anew_or_where_the_patient_goes_everything(
+    tmp_path, cohort, small, harm
+):
+    out = shutil.copytree(cohort, tmp_path / "c")
+    HARMS[harm](patient.record_path(out, 9))
+    assert write(out, small).written == 1
+    assert digests(out) == digests(cohort)
+    HARMS[harm](patient.record_path(out, 9))
+    few = small.model_copy(update={"patients": 2})
+    # A removed record leaves nothing to go by; of a damaged one it is known that files lie about.
+    assert write(out, few).kept == (2 if harm == "removed" else 0)
 
 
 def command(out, workers, patients):

@@ -179,7 +179,6 @@ def test_lossless_transfer_syntaxes_give_the_same_array(build, syntax):
     packed = plain.with_name("packed.dcm")
     dataset = dcmread(plain)
     if syntax.is_compressed:
-        pytest.importorskip("jpeg_ls" if syntax == JPEGLSLossless else "openjpeg")
         dataset.compress(syntax)
     dataset.file_meta.TransferSyntaxUID = syntax
     dataset.save_as(packed, implicit_vr=syntax == ImplicitVRLittleEndian, little_endian=True)
@@ -237,7 +236,6 @@ def test_a_truncated_file_says_how_much_is_missing(build):
 
 
 def test_a_truncated_codestream_is_refused(build):
-    pytest.importorskip("openjpeg")
     dataset = dcmread(build.dicom(np.random.default_rng(0).integers(0, 4096, (64, 64), np.uint16)))
     dataset.compress(JPEG2000Lossless)
     from pydicom.encaps import encapsulate, get_frame
@@ -250,7 +248,6 @@ def test_a_truncated_codestream_is_refused(build):
 
 
 def test_a_codestream_of_another_size_is_refused_before_it_is_decoded(build, monkeypatch):
-    pytest.importorskip("openjpeg")
     dataset = dcmread(build.dicom(RAMP))
     dataset.compress(JPEG2000Lossless)
     dataset.PixelData = dataset.PixelData.replace(

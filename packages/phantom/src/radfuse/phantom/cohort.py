@@ -59,9 +59,9 @@ def write(
 ) -> Report:
     """Write a cohort, or what of it is not there yet.
 
-    Patients that an earlier call finished under the same settings are kept; under other settings, all that
-    the earlier call wrote is removed first. A call that is still writing there is waited for, a minute at
-    most.
+    Patients that an earlier call finished under the same settings are kept if their files are still the same,
+    byte for byte; under other settings, all that the earlier call wrote is removed first. A call that is
+    still writing there is waited for, a minute at most.
 
     Args:
         out: folder to write to: new, empty, or written by an earlier call.
@@ -92,12 +92,11 @@ def _write(out: Path, settings: Settings, progress: Progress) -> Report:
     digest = settings.digest()
     folder.clear(out, settings, digest)
     folder.stamp(out, settings, digest, complete=False)
-    missing = [number for number in settings.numbers if patient.finished(out, number) is None]
-    done, of = settings.patients - len(missing), settings.patients
-    progress(done, of)
-    for _ in processes.write(out, settings, missing):
-        done += 1
-        progress(done, of)
+    written = 0
+    progress(0, settings.patients)
+    for done, new in enumerate(processes.complete(out, settings, settings.numbers), start=1):
+        written += new
+        progress(done, settings.patients)
     shutil.rmtree(out / patient.PARTIAL, ignore_errors=True)
     records = [_record(out, number) for number in settings.numbers]
     rows = {name: [row for record in records for row in record["rows"][name]] for name in tables.COLUMNS}
@@ -105,11 +104,12 @@ def _write(out: Path, settings: Settings, progress: Progress) -> Report:
     limits = ceilings.report(settings.incomplete)
     tables.replace(out / folder.CEILINGS, (json.dumps(limits, indent=2) + "\n").encode())
     folder.stamp(out, settings, digest, complete=True)
-    return _report(records, rows, limits["means"], len(missing), digest)
+    return _report(records, rows, limits["means"], written, digest)
 
 
 def _record(out: Path, number: int) -> patient.Record:
-    record = patient.finished(out, number)
+    # Just written or compared: to read all files once more would find nothing new.
+    record = patient.there(out, number)
     if record is None:
         raise PhantomError(
             f"files of patient number {number} vanished from {out} while the cohort was written. "
@@ -126,7 +126,7 @@ def _report(
     digest: str,
 ) -> Report:
     studies = Counter(row["modality"] for row in rows["truth"])
-    sizes = [size for record in records for size in record["files"].values()]
+    sizes = [file["size"] for record in records for file in record["files"].values()]
     return Report(
         patients=len(records),
         written=written,

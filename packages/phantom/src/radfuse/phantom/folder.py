@@ -101,11 +101,12 @@ def clear(out: Path, settings: Settings, digest: str) -> None:
     before = _read_stamp(out)
     if before is not None and before.get("digest") != digest:
         _clear_all(out)
-    (out / patient.RECORDS).mkdir(exist_ok=True)
     wanted = set(settings.numbers)
     for path in sorted((out / patient.RECORDS).glob("*.json")):
-        if path.stem.isdecimal() and int(path.stem) not in wanted:
-            _remove(out, path)
+        if path.stem.isdecimal() and int(path.stem) not in wanted and not _removed(out, path):
+            _clear_all(out)
+            break
+    (out / patient.RECORDS).mkdir(exist_ok=True)
 
 
 def _clear_all(out: Path) -> None:
@@ -117,8 +118,13 @@ def _clear_all(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def _remove(out: Path, record_path: Path) -> None:
-    record = json.loads(record_path.read_text(encoding="utf-8"))
+def _removed(out: Path, record_path: Path) -> bool:
+    """Remove a patient; False, and nothing done, where the record is damaged and does not say which files."""
+    try:
+        record = json.loads(record_path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
     record_path.unlink()
     for unit in patient.units(record):
         shutil.rmtree(out / unit, ignore_errors=True)
+    return True

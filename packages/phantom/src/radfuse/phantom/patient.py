@@ -1,12 +1,14 @@
 """One patient's files, put in place whole or not at all.
 
 A patient is written into a folder of its own, then its folders are renamed to their places, and last its
-*record* is: a JSON file with the patient's rows of every table and the sizes of its files. Who has a record
-is finished.
+*record* is: a JSON file with the patient's rows of every table, and size and SHA-256 of each file. Who has a
+record is finished, as long as the files are those that it tells of: they are not synced to the disk, so a
+power cut may leave one with its size and nothing but zeros.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -26,8 +28,25 @@ Record = dict[str, Any]
 _EXAMINE = {XRAY: examinations.radiograph, CT: examinations.ct_series, MRI: examinations.mr_case}
 
 
+def complete(out: Path, settings: Settings, number: int) -> bool:
+    """Write a patient who is not finished.
+
+    Args:
+        out: the cohort's folder.
+        settings: of the cohort.
+        number: of the patient.
+
+    Returns:
+        Whether anything was written.
+    """
+    if finished(out, number) is not None:
+        return False
+    write(out, settings, number)
+    return True
+
+
 def write(out: Path, settings: Settings, number: int) -> None:
-    """Write a patient who has no record, and the record.
+    """Write a patient and the record, whatever there is of them.
 
     Args:
         out: the cohort's folder.
@@ -42,9 +61,12 @@ def write(out: Path, settings: Settings, number: int) -> None:
     chart.add_patient(min(study.day for _, study in studies))
     for modality, study in studies:
         _EXAMINE[modality](chart, study)
-    files = sorted(path for path in partial.rglob("*") if path.is_file())
-    sizes = {path.relative_to(partial).as_posix(): path.stat().st_size for path in files}
-    _commit(out, partial, {"patient": number, "files": sizes, "rows": chart.rows})
+    files = {
+        path.relative_to(partial).as_posix(): {"size": path.stat().st_size, "sha256": _digest(path)}
+        for path in sorted(partial.rglob("*"))
+        if path.is_file()
+    }
+    _commit(out, partial, {"patient": number, "files": files, "rows": chart.rows})
 
 
 def _commit(out: Path, partial: Path, record: Record) -> None:
@@ -69,11 +91,28 @@ def record_path(out: Path, number: int) -> Path:
     return out / RECORDS / f"{number}.json"
 
 
-def finished(out: Path, number: int) -> Record | None:
-    """The record of a patient whose files are all there with their sizes, or None."""
+def there(out: Path, number: int) -> Record | None:
+    """The record of a patient whose files are all there with their sizes, or None; none of them is read."""
     try:
         record: Record = json.loads(record_path(out, number).read_text(encoding="utf-8"))
-        whole = all((out / name).stat().st_size == size for name, size in record["files"].items())
+        whole = all((out / name).stat().st_size == file["size"] for name, file in record["files"].items())
     except (OSError, ValueError):
         return None
     return record if whole else None
+
+
+def finished(out: Path, number: int) -> Record | None:
+    """The record of a patient whose files are all there, byte for byte, or None."""
+    record = there(out, number)
+    if record is None:
+        return None
+    try:
+        whole = all(_digest(out / name) == file["sha256"] for name, file in record["files"].items())
+    except OSError:
+        return None
+    return record if whole else None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Patients written by several processes."""
+"""Patients checked and written by several processes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
@@ -18,13 +18,16 @@ from radfuse.phantom.parent import end_with
 from radfuse.phantom.settings import Settings
 
 
-def write(out: Path, settings: Settings, numbers: Sequence[int]) -> Iterator[int]:
-    """Write patients, yielding the number of each as it is finished, in any order.
+def complete(out: Path, settings: Settings, numbers: Sequence[int]) -> Iterator[bool]:
+    """Write the patients who are not finished, in any order.
 
     Args:
         out: the cohort's folder.
         settings: of the cohort; `workers` processes, 0 for one a core.
-        numbers: of the patients.
+        numbers: of the patients, finished ones among them.
+
+    Yields:
+        For each patient whether anything was written; nothing is where an earlier call finished the patient.
 
     Raises:
         PhantomError: a process was killed.
@@ -32,20 +35,16 @@ def write(out: Path, settings: Settings, numbers: Sequence[int]) -> Iterator[int
     workers = min(settings.workers or _cores(), len(numbers))
     if workers <= 1:
         for number in numbers:
-            patient.write(out, settings, number)
-            yield number
+            yield patient.complete(out, settings, number)
         return
     # Spawned, not forked: the caller may run threads (a progress bar, torch).
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent)
     try:
-        waiting: dict[Future[None], int] = {
-            pool.submit(patient.write, out, settings, number): number for number in numbers
-        }
-        while waiting:
-            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                future.result()
-                yield waiting.pop(future)
+        for future in as_completed(
+            [pool.submit(patient.complete, out, settings, number) for number in numbers]
+        ):
+            yield future.result()
     except BrokenProcessPool as error:
         raise PhantomError(
             "a process that wrote patients was killed, perhaps for want of memory. Call again, with fewer "

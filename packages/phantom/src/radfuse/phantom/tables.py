@@ -79,8 +79,14 @@ def _parquet(rows: Sequence[Row], columns: Sequence[str]) -> bytes:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a file beside its place and rename it there."""
+    """Write a file beside its place and rename it there.
+
+    Synced before: a folder whose stamp a power cut has emptied would be taken for somebody else's.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.new")
-    beside.write_bytes(content)
+    with beside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(beside, path)
