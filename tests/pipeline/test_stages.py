@@ -137,7 +137,7 @@ def test_a_training_stage_depends_on_what_its_work_folder_is_named_by(name: str)
     stage = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"][f"train_{name}"]
     found, params = modality(name), config.load(ROOT / "params.yaml")
     assert {"seed", f"prepare.{name}", f"train.{name}"} <= set(stage["params"])
-    assert f"data/prepared/{name}/manifest.json" in stage["deps"]
+    assert f"data/prepared/{name}/learnt.json" in stage["deps"]
     recipe = workfolder.recipe_of(params, found, params.train_of(found), "digest")
     files = {".".join(file.parts) for file in files_of(code_of(stage, ROOT))}
     assert files == set(recipe["code"])

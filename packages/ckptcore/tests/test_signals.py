@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ckptcore import CheckpointManager, durable, load, verify
+from ckptcore import CheckpointManager, durable, load, signals, verify
 from ckptcore.errors import DiskFull
 from ckptcore.layouts import plain, trainer_node
 from ckptcore.rules import EveryEpochs
@@ -179,6 +179,16 @@ def test_two_managers_both_hear_of_a_signal_and_may_close_in_any_order(tmp_path:
     assert second.stop_requested and not first.stop_requested
     second.close()
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_another_handler_can_ask_whether_training_was_told_to_stop(tmp_path: Path) -> None:
+    assert signals.received() is None
+    with pytest.raises(TrainingInterrupted), CheckpointManager(tmp_path, plain()) as manager:
+        assert signals.received() is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.received() == signal.SIGTERM
+        manager.step({"model_state_dict": {}}, epoch=0)
+    assert signals.received() is None
 
 
 def test_a_layout_told_to_keep_no_latest_still_saves_on_a_signal(tmp_path: Path) -> None:

@@ -57,6 +57,11 @@ class SignalFlag:
             _give_back()
 
 
+def received() -> int | None:
+    """The signal that told training to stop; None where there was none, or no manager watches."""
+    return next((flag.received for flag in _flags if flag.received is not None), None)
+
+
 def _give_back() -> None:
     for number, handler in _former.items():
         # Whoever took the signal since then keeps it.

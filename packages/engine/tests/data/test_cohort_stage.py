@@ -10,12 +10,13 @@ import pytest
 from pipelines import Pipeline, write_csv, write_png, xray_table
 from volumes import write_case, write_series
 
-from radfuse.engine import cohort, counts, identity, split
+from ckptcore import durable
+from radfuse.engine import agreement, cohort, counts, identity, split
 from radfuse.engine.errors import LeakageError, MissingStage, SettingsError, SourceError, TooManySkipped
 from radfuse.engine.keys import PUBLIC
 from radfuse.engine.scanning import KeyChanged
 
-NAMES = ("Patient-00", "images/", "MRN-77", "Muster", "Erika", "1970", "A_1")
+NAMES = ("Patient-00", "images/", "MRN-77", "Muster", "Erika", "1970", "Case_A_1")
 
 
 def two_modalities(pipeline: Pipeline) -> None:
@@ -31,7 +32,7 @@ def two_modalities(pipeline: Pipeline) -> None:
         "kind": "table", "name": "lung", "root": "raw", "modality": "ct", "csv": "ct.csv",
         "labels": ["malignant"], "point_mm": ["x", "y", "z"], "diseases": ["copd"],
     }  # fmt: skip
-    write_case(raw / "brains", "A_1")
+    write_case(raw / "brains", "Case_A_1")
     brains = {"kind": "brats", "root": "raw/brains", "public": True}
     hospital = {"patient_namespace": "hospital"}
     pipeline.sources({**xray, "name": "chest", **hospital}, {**ct, **hospital}, brains)
@@ -321,6 +322,35 @@ def test_reading_before_the_stage_ran_says_what_to_run(pipeline: Pipeline) -> No
     for read in (cohort.read, cohort.read_patients, cohort.read_stamp, identity.read):
         with pytest.raises(MissingStage, match="radfuse cohort"):
             read(pipeline.places)
+
+
+@pytest.mark.parametrize("written", range(5))
+def test_a_cohort_whose_writing_was_stopped_is_no_cohort(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    """Tables of one split beside the digest of another would make models that claim the wrong one."""
+    pipeline.sources({**xray_table(pipeline.root / "raw", patients=4), "public": True})
+    before = pipeline.cohort().stamp["digest"]
+    pipeline.prepare("xray")
+    publish, left = durable.publish, [None] * written
+
+    def stop(temporary: Path, names: list[Path]) -> None:
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        publish(temporary, names)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "publish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.cohort("split.seed=7")
+    for use in (cohort.read, cohort.read_stamp, agreement.agreeing_tables):
+        with pytest.raises(MissingStage, match=r"splits\.json.*`radfuse cohort`"):
+            use(pipeline.places)
+    with pytest.raises(MissingStage, match=r"splits\.json.*`radfuse cohort`"):
+        pipeline.prepare("xray")
+    assert pipeline.prepared("xray").split_digest == before, "nothing was prepared again in vain"
+    assert pipeline.cohort("split.seed=7").stamp["digest"] != before
 
 
 def test_command_shows_counts_and_what_was_left_out(pipeline: Pipeline, radfuse: Callable[..., Any]) -> None:

@@ -1,3 +1,5 @@
+import json
+import logging
 import os
 import signal
 import subprocess
@@ -51,6 +53,25 @@ def test_manifest_and_arrays_are_as_readers_expect_them(chests: Pipeline) -> Non
     array = prepared.array(rows.sample_id[0])
     assert isinstance(array, np.memmap)
     assert (array.shape, array.dtype) == ((16, 16), np.uint8)
+
+
+def test_what_is_learnt_from_changes_with_training_and_validation_alone(chests: Pipeline) -> None:
+    def learnt() -> str:
+        chests.prepare("xray")
+        found = json.loads(chests.places.learnt("xray").read_text())["digest"]
+        assert found == chests.prepared("xray").learnt_digest
+        return str(found)
+
+    cohort = pd.read_parquet(chests.places.cohort)
+    cohort.loc[cohort["patient_id"] == cohort["patient_id"][0], "split"] = "test"
+    cohort.to_parquet(chests.places.cohort, index=False)
+    before = learnt()
+    for part, same in ((["test", "calibration"], True), (["train", "val"], False)):
+        changed = cohort.copy()
+        changed.loc[changed["split"].isin(part), "label:Mass"] = 0.5
+        assert not changed.equals(cohort)
+        changed.to_parquet(chests.places.cohort, index=False)
+        assert (learnt() == before) is same
 
 
 def test_second_run_makes_nothing_anew_and_ends_with_the_same_digest(chests: Pipeline) -> None:
@@ -306,7 +327,33 @@ def test_job_that_ends_its_process_is_skipped_and_the_others_are_done(
     assert len(outcomes) == 7
 
 
-def test_second_process_at_the_same_modality_is_told_to_wait(chests: Pipeline) -> None:
+def test_second_process_at_the_same_modality_waits_for_the_first(
+    chests: Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    chests.prepare("xray")
+    lock = FileLock(chests.places.data / "prepared" / ".xray.lock", thread_local=False)
+
+    class Listener(logging.Handler):
+        """The first process, which ends as soon as it is waited for."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            lock.release()
+
+    listener = Listener()
+    logging.getLogger(stage.__name__).addHandler(listener)
+    try:
+        with lock:
+            assert chests.prepare("xray").kept == 6
+    finally:
+        logging.getLogger(stage.__name__).removeHandler(listener)
+    (said,) = (one.getMessage() for one in caplog.records if one.name == stage.__name__)
+    assert "another process prepares xray in data/prepared/xray; waiting for it to end, 60 s" in said
+
+
+def test_second_process_at_the_same_modality_gives_up_when_the_first_does_not_end(
+    chests: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "LONGEST_WAIT", 0.1)
     chests.prepare("xray")
     with (
         FileLock(chests.places.data / "prepared" / ".xray.lock"),

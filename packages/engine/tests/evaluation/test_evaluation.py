@@ -5,6 +5,8 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,12 @@ import pytest
 from simulated_pipeline import pipeline, write_model, write_predictions
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
+from ckptcore import durable
 from radfuse.engine import predictions
-from radfuse.engine.cli import run
+from radfuse.engine import report as report_page
+from radfuse.engine.cli import output, run
 from radfuse.engine.errors import StaleError
+from radfuse.engine.evaluation import figures
 from radfuse.engine.evaluation.results import check_diseases
 from radfuse.engine.places import Places
 
@@ -215,6 +220,65 @@ def test_stale_predictions_are_refused_and_nothing_is_written(places: Places, ca
     said = capsys.readouterr().err
     assert "stale" in said and "radfuse predict-split xray" in said
     assert not places.reports.exists()
+
+
+@pytest.mark.parametrize("after", range(3))
+def test_an_evaluation_that_was_stopped_leaves_no_figures_beside_those_of_an_earlier_one(
+    places: Places, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    assert evaluate(places) == 0
+    summed_up = [places.metrics, places.reports / "report.html", places.reports / "summary.txt"]
+    assert all(path.is_file() for path in summed_up)
+    rows = predictions.read(places.predictions("mri"))[0]
+    rows["dice:whole_tumour"] = 0.0
+    write_predictions(places, "mri", rows)
+    stops = {0: (figures, "dice_figure"), 1: (report_page, "write_report"), 2: (output, "plain")}
+    with monkeypatch.context() as patch:
+        patch.setattr(*stops[after], stopped)
+        assert evaluate(places) == 130
+    assert not places.metrics.exists()
+    assert [path.name for path in summed_up if path.exists()] == ["report.html"] * (after == 2)
+    assert evaluate(places) == 0
+    assert all(path.is_file() for path in summed_up)
+
+
+def stopped(*_: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def test_the_metrics_are_written_last(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+    publish = durable.publish
+
+    def note(temporary: Path, targets: list[Path]) -> None:
+        names.extend(path.name for path in targets)
+        publish(temporary, targets)
+
+    monkeypatch.setattr(durable, "publish", note)
+    assert evaluate(places) == 0
+    assert names[-3:] == ["report.html", "summary.txt", "metrics.json"]
+
+
+def test_images_in_several_splits_are_told_wherever_results_are(places: Places, capsys: Any) -> None:
+    for name, count in {"xray": 3, "ct": 0}.items():
+        frame, stamp = predictions.read(places.predictions(name))
+        predictions.write(places.predictions(name), frame, replace(stamp, twins_across_splits=count))
+    assert evaluate(places) == 0
+    line = "LEAK? xray: 3 prepared images are in more than one split"
+    told = (
+        capsys.readouterr().out,
+        (places.reports / "summary.txt").read_text(),
+        (places.reports / "report.html").read_text(),
+    )
+    for text in told:
+        assert text.count("LEAK?") == text.count(line) == 1
+    assert report(places, "xray")["twins_across_splits"] == 3
+    assert "twins_across_splits" not in report(places, "ct") | report(places, "mri")
+
+
+def test_without_images_in_several_splits_nothing_is_said_of_any(evaluated: Places) -> None:
+    for name in ("summary.txt", "report.html"):
+        assert "LEAK?" not in (evaluated.reports / name).read_text()
 
 
 def test_a_calibration_that_was_changed_by_hand_is_refused(places: Places, capsys: Any) -> None:

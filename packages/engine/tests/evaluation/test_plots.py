@@ -19,7 +19,6 @@ from radfuse.engine.evaluation import curves
 from radfuse.engine.modality import modality
 from radfuse.engine.places import Places
 
-pytest.importorskip("dvc")
 NAMES = ("xray", "ct", "mri")
 SCORES = {"xray": "val_auc", "ct": "val_auc", "mri": "val_dice"}
 ODD = {"Mass": "Mass / nodule", "Edema": "mass_nodule"}

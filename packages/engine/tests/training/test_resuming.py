@@ -47,6 +47,20 @@ def test_row_4_8_a_run_stopped_twice_within_epochs_ends_as_one_that_never_was(
     assert_same(result(whole), result(torn))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: equality on a GPU not shown")
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_row_4_8_a_run_stopped_twice_on_a_gpu_ends_as_one_that_never_was(tmp_path, monkeypatch, variant):
+    block = {"device": "cuda", "precision": "auto", "deterministic": True, "workers": 2}
+    whole, torn = (toy_pipeline(tmp_path / name, block=block, **VARIANTS[variant]) for name in ("one", "two"))
+    whole.train()
+    stop_at(monkeypatch, [2, 9])
+    for _ in range(2):
+        with pytest.raises(TrainingInterrupted):
+            torn.train()
+    assert torn.train().epochs_finished == 2
+    assert_same(result(whole), result(torn))
+
+
 def test_a_run_stopped_after_its_last_step_validates_and_ends_the_same(tmp_path, monkeypatch):
     whole, torn = (toy_pipeline(tmp_path / name) for name in ("whole", "torn"))
     whole.train()

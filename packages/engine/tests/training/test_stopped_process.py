@@ -1,10 +1,13 @@
 """`radfuse train` as a process that is stopped from outside, and started again."""
 
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
 from outcomes import assert_same, result
-from processes import started, stopped
+from processes import TRAIN, environment, started, stopped
 from trainable import toy_pipeline
 
 import ckptcore
@@ -20,10 +23,37 @@ def test_row_5_3_a_signal_saves_the_step_under_way_and_the_next_start_ends_the_s
         header = ckptcore.read_header(torn.works()[0] / "tiny_latest.pth")
         assert (header.reason, header.global_step) == ("signal", last)
         assert "Traceback" not in said
+        assert f"all until step {last} " in said and "the same command goes on from there" in said
     with started(torn) as running:
         rest, said = running.communicate(timeout=120)
     assert running.returncode == 0, said
     assert rest.splitlines()[0] == str(last + 1)
+    assert_same(result(whole), result(torn))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere DVC's end is noticed later")
+def test_a_scheduler_that_stops_dvc_and_all_it_started_is_no_second_signal(tmp_path):
+    whole, torn = (toy_pipeline(tmp_path / name) for name in ("whole", "torn"))
+    whole.train()
+    parent = [sys.executable, "-c", "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])"]
+    child = [
+        "-c",
+        f"from radfuse.engine.cli.training_process import end_with_parent\nend_with_parent()\n{TRAIN}",
+    ]
+    with subprocess.Popen(
+        [*parent, *child, str(torn.file)], cwd=torn.root, env={**environment(), "DVC_STAGE": "train_toy"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    ) as dvc:  # fmt: skip
+        steps = []
+        for line in dvc.stdout:
+            steps.append(int(line))
+            if steps[-1] == 8:
+                os.killpg(dvc.pid, signal.SIGTERM)
+        said = dvc.stderr.read()
+    header = ckptcore.read_header(torn.works()[0] / "tiny_latest.pth")
+    assert (header.reason, header.global_step) == ("signal", steps[-1]), said
+    assert f"all until step {steps[-1]} " in said
+    torn.train()
     assert_same(result(whole), result(torn))
 
 

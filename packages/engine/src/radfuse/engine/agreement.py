@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ckptcore import read_header
 from ckptcore.semver import is_version
 from radfuse.engine import predictions
+from radfuse.engine.cohort import read_patients
 from radfuse.engine.errors import MissingStage, StaleError
 from radfuse.engine.freshness import difference
 from radfuse.engine.places import Places, require
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ENSEMBLE = "ensemble"
+"""By this name the ensemble reads them."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ def agreeing_tables(places: Places) -> dict[str, Table]:
         tables[path.stem] = Table(path.stem, frame, stamp)
         _check_split(stamp.split_digest, digest, path.stem)
         check_model(places, path.stem, stamp.model_digest, f"radfuse predict-split {path.stem}")
-    check_disjoint({"patients": patients(places)} | {name: table.frame for name, table in tables.items()})
+    known = {"patients": read_patients(places)}
+    check_disjoint(known | {name: table.frame for name, table in tables.items()})
     _check_truth(places, tables)
     return tables
 
@@ -80,17 +83,6 @@ def split_digest(places: Places) -> str:
     """
     found = json.loads(require(places.splits, "radfuse cohort").read_text(encoding="utf-8"))
     return str(found["digest"])
-
-
-def patients(places: Places) -> pd.DataFrame:
-    """One row a patient: split, diseases, age, sex, site.
-
-    Raises:
-        MissingStage: there is no cohort yet.
-    """
-    import pandas as pd
-
-    return pd.read_parquet(require(places.patients, "radfuse cohort"))
 
 
 def published_digests(places: Places, modality: str) -> dict[str, str | None]:

@@ -88,8 +88,12 @@ def build(params: Params, places: Places) -> Cohort:
 
 
 def write(cohort: Cohort, places: Places) -> None:
-    """Write every table of the cohort, each whole or not at all; same cohort, same bytes."""
+    """Write every table of the cohort, each whole or not at all; same cohort, same bytes.
+
+    The stamp goes first and comes last: without it there is no cohort.
+    """
     durable.make_folder(places.cohort_folder)
+    _withdraw_stamp(places)
     identity.write(places, cohort.identity, cohort.scan.fingerprints)
     durable.write_bytes(places.cohort, parquet(cohort.samples))
     durable.write_bytes(places.patients, parquet(cohort.patients))
@@ -98,18 +102,19 @@ def write(cohort: Cohort, places: Places) -> None:
 
 
 def read(places: Places) -> pd.DataFrame:
-    """The cohort table.
+    """The cohort table: one row a sample.
 
     Raises:
-        MissingStage: `radfuse cohort` has not made it.
+        MissingStage: `radfuse cohort` has not made it, or was stopped while it did.
     """
     import pandas as pd
 
+    require(places.splits, _COMMAND)
     return pd.read_parquet(require(places.cohort, _COMMAND))
 
 
 def read_patients(places: Places) -> pd.DataFrame:
-    """The patients' table.
+    """The patients' table: one row a patient, with split, diseases, age, sex and site.
 
     Raises:
         MissingStage: `radfuse cohort` has not made it.
@@ -126,6 +131,11 @@ def read_stamp(places: Places) -> dict[str, Any]:
         MissingStage: `radfuse cohort` has not made it.
     """
     return dict(json.loads(require(places.splits, _COMMAND).read_text(encoding="utf-8")))
+
+
+def _withdraw_stamp(places: Places) -> None:
+    """A split's digest must never stand beside tables of another split."""
+    durable.remove(places.splits)
 
 
 def _samples(kept: Sequence[Kept], assigned: Mapping[str, str]) -> pd.DataFrame:

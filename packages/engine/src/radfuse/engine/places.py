@@ -83,6 +83,10 @@ class Places:
         """Digest, preprocessing and counts of the prepared samples."""
         return self.prepared(modality) / "manifest.json"
 
+    def learnt(self, modality: str) -> Path:
+        """Digest of what training and validation see alone: the training stage depends on it."""
+        return self.prepared(modality) / "learnt.json"
+
     def skipped(self, modality: str) -> Path:
         """Samples that could not be read, each with its reason."""
         return self.prepared(modality) / "skipped.csv"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import nn
 import ckptcore
 from radfuse.engine import calibration, predictions
 from radfuse.engine.digests import file_digest
+from radfuse.engine.errors import RadfuseError
 from radfuse.engine.freshness import check_checkpoint, check_prepared
 from radfuse.engine.modality import Modality
 from radfuse.engine.modality import modality as modality_of
@@ -35,6 +36,26 @@ if TYPE_CHECKING:
 IDS = [PATIENT, STUDY, SAMPLE, SPLIT]
 HELD_OUT = tuple(split for split in SPLITS if split != "train")
 """What is predicted: of samples that it was trained on a model says what it learnt by heart."""
+_SHOWN = 5
+
+
+class NonFiniteAnswers(RadfuseError):
+    """What a model says of some samples is NaN or infinite; figures would be of the others alone.
+
+    Args:
+        modality: whose model.
+        samples: their ids.
+        total: how many were asked about.
+    """
+
+    def __init__(self, modality: str, samples: Sequence[str], total: int) -> None:
+        more = f" and {len(samples) - _SHOWN} more" if len(samples) > _SHOWN else ""
+        super().__init__(
+            f"{modality}: the model's answers to {len(samples)} of {total} samples are NaN or infinite: "
+            f"{', '.join(samples[:_SHOWN])}{more}. Look at their images (`radfuse whois ID` finds the files) "
+            "and take broken ones off the list. Where it is most of them, the weights are at fault: run "
+            f"`radfuse train {modality}` again with a lower learning rate."
+        )
 
 
 @dataclass(frozen=True)
@@ -104,6 +125,7 @@ def predict_split(params: Params, places: Places, name: str) -> Path:
     Raises:
         MissingStage: the modality was not prepared or not trained.
         StaleError: the model was trained on other images, or another split.
+        NonFiniteAnswers: the model's answer to a sample is no number.
     """
     modality = modality_of(name)
     prepared = Prepared(places, name)
@@ -125,13 +147,18 @@ def predict_split(params: Params, places: Places, name: str) -> Path:
         labels=tuple(told.get("labels") or told["regions"]),
         calibration=file_digest(file),
         prepared_digest=prepared.digest,
+        twins_across_splits=prepared.stamp.get("twins_across_splits"),
     )
     predictions.write(places.predictions(name), frame, stamp)
     return places.predictions(name)
 
 
 def answers(params: Params, modality: Modality, prepared: Prepared, trained: Trained) -> pd.DataFrame:
-    """The prediction table without calibrated columns: a row a held-out sample, sorted by its id."""
+    """The prediction table without calibrated columns: a row a held-out sample, sorted by its id.
+
+    Raises:
+        NonFiniteAnswers: the model's answer to a sample is no number.
+    """
     import pandas as pd
 
     settings = params.train_of(modality)
@@ -147,13 +174,18 @@ def answers(params: Params, modality: Modality, prepared: Prepared, trained: Tra
     examples = Examples(prepared, rows, modality, trained.task, settings, None)
     loader = Loader(examples, size, None, params.predict.workers, pin=conditions.device == "cuda")
     parts: list[pd.DataFrame] = []
+    nonfinite: list[str] = []
     with closing(loader), torch.inference_mode(), _exact_products():
         for batch in track(loader.epoch(), f"predict {modality.name}", mode=params.train.progress):
             image = numerics.laid_out(batch.image.to(conditions.device), layout)
             logits = trained.task.infer(whole, image, settings)
             part = loader.rows.iloc[list(batch.rows)]
+            finite = torch.isfinite(logits).flatten(1).all(dim=1).cpu().numpy()
+            nonfinite += part.loc[~finite, SAMPLE].tolist()
             found = trained.task.answers(logits, batch.target.to(conditions.device), part)
             parts.append(part[IDS].assign(**found))
+    if nonfinite:
+        raise NonFiniteAnswers(modality.name, nonfinite, len(rows))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -31,6 +31,8 @@ class Stamp:
         labels: of the classification, or regions of the segmentation, in the order of the columns.
         calibration: SHA-256 of the calibration file; "" where nothing is calibrated.
         prepared_digest: names the arrays that were predicted.
+        twins_across_splits: how many of all prepared arrays are in more than one split; None where nobody
+            counted.
     """
 
     modality: str
@@ -40,6 +42,7 @@ class Stamp:
     labels: tuple[str, ...]
     calibration: str = ""
     prepared_digest: str = ""
+    twins_across_splits: int | None = None
 
 
 def write(path: Path, frame: pd.DataFrame, stamp: Stamp) -> None:

@@ -121,6 +121,11 @@ class Recorder:
         """
         self._attempt(lambda: self._log.end({"outcome": outcome, "epochs_finished": run.at.epoch}))
         _tell_of_better(run)
+        if outcome == "interrupted":
+            _log.warning(
+                "told to stop: all until step %d (epoch %d) is saved; the same command goes on from there.",
+                run.at.step, run.at.epoch + 1,
+            )  # fmt: skip
         self._tracker.log_epochs(run.manager.history, run.at.epoch)
         if outcome in ("finished", "stopped early"):
             curves = self._folder / PICTURES / "learning_curves.png"

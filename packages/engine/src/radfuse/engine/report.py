@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from ckptcore import durable
-from radfuse.engine.evaluation.summary import method_name, summary
+from radfuse.engine.evaluation.summary import leaks, method_name, summary
 
 if TYPE_CHECKING:
     from radfuse.engine.blocks import EvaluateSettings
@@ -41,6 +41,7 @@ def write_report(
     )
     page = template.render(
         lines=summary(results),
+        leaks=leaks(results),
         modalities=results.modalities,
         ensemble=results.ensemble,
         figures=figures,

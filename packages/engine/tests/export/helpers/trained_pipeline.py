@@ -70,12 +70,17 @@ class TrainedPipeline:
         one, params = modality(name), self.params()
         torch.manual_seed(seed)
         prepare = params.prepare_of(one)
-        task = task_of(one, prepare, Prepared(self.places, name))
+        prepared = Prepared(self.places, name)
+        task = task_of(one, prepare, prepared)
         network = one.network(prepare, params.train_of(one), task.outputs)
         for layer in network.modules():
             if isinstance(layer, torch.nn.BatchNorm2d):
                 torch.nn.init.uniform_(layer.running_mean)  # type: ignore[arg-type]
-        provenance = {"split_digest": SPLIT_DIGEST, "prepared_digest": PREPARED_DIGEST}
+        provenance = {
+            "split_digest": SPLIT_DIGEST,
+            "prepared_digest": PREPARED_DIGEST,
+            "learnt_digest": prepared.learnt_digest,
+        }
         state = {"model_state_dict": network.state_dict(), "provenance": provenance, "epoch": 0, **more}
         folder = self.places.saved_models(name)
         folder.mkdir(parents=True, exist_ok=True)

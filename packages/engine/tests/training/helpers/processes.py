@@ -20,14 +20,17 @@ sys.exit(run(["train", "toy", "--params", sys.argv[1], *sys.argv[2:]]))
 """
 
 
+def environment():
+    """The variables that a training of the toy modality needs."""
+    return {**os.environ, "PYTHONPATH": str(HERE / "toy"), "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
 def started(pipeline, *arguments, **variables):
     """A training in a process group of its own, which prints its steps."""
-    quiet = {"PYTHONPATH": str(HERE / "toy"), "MLFLOW_DISABLE_TELEMETRY": "true"}
-    environment = {**os.environ, **quiet, **variables}
     return subprocess.Popen(
         [sys.executable, "-c", TRAIN, str(pipeline.file), *arguments],
         cwd=pipeline.root,
-        env=environment,
+        env={**environment(), **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ckptcore.signals import TrainingInterrupted
 from radfuse.engine import agreement, code, workfolder
 from radfuse.engine.agreement import ENSEMBLE
+from radfuse.engine.cohort import read_patients
 from radfuse.engine.evaluation.results import WEIGHTS
 from radfuse.engine.pictures import learning_curves
 from radfuse.engine.recording import PICTURES
@@ -54,7 +55,7 @@ def run(params: Params, places: Places) -> str:
     recipe = Recipe(**settings.model_dump(), seed=params.seed)
     tables = agreement.agreeing_tables(places)
     try:
-        material = gather(tables, agreement.patients(places), recipe)
+        material = gather(tables, read_patients(places), recipe)
     except NotApplicable as reason:
         artefacts.write_not_applicable(places, tables, str(reason))
         return f"not applicable: {reason}."

@@ -14,6 +14,10 @@ __all__ = ["main", "run"]
 
 def main() -> None:
     """The entry point of `radfuse`."""
+    from radfuse.engine.cli.training_process import end_with_parent
+
+    # Here and not in the commands: what they import first takes seconds, in which DVC may be killed.
+    end_with_parent()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -45,6 +49,9 @@ def error_text(error: BaseException) -> str:
     """What went wrong, as one message."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        # As when the disk is full: what fails to be written is not told which file it is of.
+        return f"{error.strerror}; with -v the traceback shows which file."
     return _from_worker(str(error)) or type(error).__name__
 
 

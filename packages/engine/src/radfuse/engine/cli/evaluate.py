@@ -25,19 +25,25 @@ def evaluate(params: ParamsFile = PARAMS, overrides: Overrides = None) -> None:
     """
     from ckptcore import durable
     from radfuse.engine.cli.output import console, plain
+    from radfuse.engine.evaluation import writing
     from radfuse.engine.evaluation.results import evaluate as measure
-    from radfuse.engine.evaluation.writing import write_results
+    from radfuse.engine.evaluation.summary import leaks
     from radfuse.engine.report import write_report
 
     settings, places = pipeline(params, overrides)
     results = measure(places, settings.evaluate, source_folders(settings, places))
-    figures = write_results(places, results)
-    page = places.reports / "report.html"
+    writing.withdraw(places)
+    figures = writing.write_results(places, results)
+    page = places.reports / writing.REPORT
     write_report(page, results, figures, settings.evaluate)
+    table, warnings = summary_table(results, settings.evaluate), leaks(results)
+    summary = plain(table) + "".join(f"{line}\n" for line in warnings)
+    durable.write_text(places.reports / writing.SUMMARY, summary)
+    writing.write_metrics(places, results)
     out = console()
-    table = summary_table(results, settings.evaluate)
-    durable.write_text(places.reports / "summary.txt", plain(table))
     out.print(table)
+    for line in warnings:
+        out.print(line, markup=False, style="bold red", soft_wrap=True)
     if results.ensemble is not None and results.ensemble["status"] != "fitted":
         out.print(f"ensemble: not applicable: {results.ensemble['why']}.", markup=False)
     out.print(f"report: {places.relative(page)}", markup=False)

@@ -34,11 +34,10 @@ def train(
     It may be killed at any moment: the same command goes on where it was, and ends with the same bits as if
     nothing had happened. Changed parameters, data or code start a training of their own.
     """
-    from radfuse.engine.cli.training_process import end_with_parent, show_log
+    from radfuse.engine.cli.training_process import show_log
     from radfuse.engine.training.session import train as run
 
     settings, places = pipeline(params, overrides)
-    end_with_parent()
     with show_log():
         outcome = run(settings, places, modality, resume, accept_other_hardware)
     if not outcome.published:

@@ -1,4 +1,4 @@
-"""What a process that trains for hours owes its user: a log on the terminal, and an end with its parent."""
+"""What a process that works for hours owes its user: a log on the terminal, and an end with its parent."""
 
 from __future__ import annotations
 
@@ -7,10 +7,23 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    import psutil
+
+_DVC_STAGE = "DVC_STAGE"
+"""Environment variable in which DVC tells a command, and all that it starts, which stage they are."""
 _PR_SET_PDEATHSIG = 1
+# Of several signals that came together Python handles the one of the lowest number first: this is the last.
+_DVC_ENDED = signal.SIGRTMIN if sys.platform == "linux" else signal.SIGTERM
+_EVERY = 0.5
+"""Seconds between looks at DVC where the kernel cannot tell of its end."""
 _LOGGERS = ("radfuse", "ckptcore")
 
 
@@ -36,18 +49,76 @@ def show_log() -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """Under DVC, be told to stop when DVC is killed.
+    """Under DVC, be told to stop (as by SIGTERM) when DVC is killed.
 
-    Nobody else would stop an orphan that holds the work folder. Linux alone can do that; elsewhere, and
-    without DVC, nothing changes. A shell that ends must not take a training with it.
+    Nobody else would stop an orphan that holds a folder, or writes outputs that the next `dvc repro` has
+    begun to make. Without DVC nothing changes: a shell that ends must not take a training with it.
+
+    Who tells DVC and all that it started to stop has told this process already, and DVC is the first to end:
+    a training takes a second SIGTERM for haste, and would end before its state is saved. So the end of DVC
+    has a signal of its own.
+
+    Linux tells a child of its parent's end, at once. Where the parent is not DVC but a shell that waits for
+    its command (fish does, and /bin/sh may), and on other systems, a thread looks every half a second. A
+    process whose DVC is killed before this is called, in its first tenths of a second, is not told.
     """
-    if "DVC_STAGE" not in os.environ or not sys.platform.startswith("linux"):
+    if _DVC_STAGE not in os.environ:
         return
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
-        # It ended before the kernel was asked.
-        sys.exit(128 + signal.SIGTERM)
+    parent, linux = os.getppid(), sys.platform == "linux"
+    if linux:
+        signal.signal(_DVC_ENDED, _stop)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _DVC_ENDED)
+        if os.getppid() != parent:
+            # It ended before the kernel was asked.
+            sys.exit(128 + signal.SIGTERM)
+    outermost = _outermost_of_stage()
+    if not linux or outermost.pid != os.getpid():
+        threading.Thread(target=_watch, args=(outermost, _parent_of(outermost)), daemon=True).start()
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Be stopped as by SIGTERM, unless a training that was told to stop is about to."""
+    from ckptcore.signals import received
+
+    if received() is None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _outermost_of_stage() -> psutil.Process:
+    """The process that DVC itself started: this one, or the first of those between DVC and this one."""
+    import psutil
+
+    found = psutil.Process()
+    for process in found.parents():
+        try:
+            stage = process.environ().get(_DVC_STAGE)
+        # Of another user, gone, or no system that tells: then it is taken for DVC.
+        except (psutil.Error, OSError):
+            break
+        if stage != os.environ[_DVC_STAGE]:
+            break
+        found = process
+    return found
+
+
+def _watch(outermost: psutil.Process, dvc: int) -> None:
+    """End this process when DVC is not the parent of its command any more."""
+    own = os.getppid()
+    while _parent_of(outermost) == dvc:
+        time.sleep(_EVERY)
+    # Where its own parent ended, too, the kernel has told it.
+    if os.getppid() == own or sys.platform != "linux":
+        os.kill(os.getpid(), _DVC_ENDED)
+
+
+def _parent_of(process: psutil.Process) -> int:
+    """The number of its parent; 0 where the process has ended."""
+    import psutil
+
+    try:
+        return int(process.ppid())
+    except psutil.Error:
+        return 0
 
 
 def _handler() -> logging.Handler:

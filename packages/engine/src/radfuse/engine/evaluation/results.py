@@ -15,6 +15,7 @@ from ckptcore import read_header
 from radfuse.engine import agreement, calibration, ceilings, predictions
 from radfuse.engine.agreement import ENSEMBLE, Table
 from radfuse.engine.bootstrap import Bootstrap
+from radfuse.engine.cohort import read_patients
 from radfuse.engine.errors import MissingStage, StaleError
 from radfuse.engine.evaluation.classification import classification_report
 from radfuse.engine.evaluation.ensemble import ensemble_report, not_applicable
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from radfuse.engine.places import Places
 
 TEST = "test"
+TWINS = "twins_across_splits"
+"""How many prepared images are in more than one split; in a modality's figures where there are any."""
 WEIGHTS = "weighted_average.json"
 CHECKPOINT = "meta_learner.pth"
 _PATIENT_COLUMNS = ("age_years", "sex", "site")
@@ -96,7 +99,12 @@ def _modality(
     settings: EvaluateSettings,
     resampling: Resampling,
 ) -> dict[str, Any]:
-    stamp = {"model_digest": table.stamp.model_digest, "split_digest": table.stamp.split_digest}
+    stamp: dict[str, Any] = {
+        "model_digest": table.stamp.model_digest,
+        "split_digest": table.stamp.split_digest,
+    }
+    if table.stamp.twins_across_splits:
+        stamp[TWINS] = table.stamp.twins_across_splits
     if not len(test):
         raise MissingStage(
             f"the predictions of {table.modality} have no row of the split {TEST!r}, so nothing can be "
@@ -148,7 +156,7 @@ def _ensemble(
                 f"the predictions of the ensemble are stale: they came from the model "
                 f"{stamp.model_digest[:12]}, and {name} is {str(digest)[:12]}; run `radfuse ensemble` again."
             )
-    known = agreement.patients(places)
+    known = read_patients(places)
     check_diseases(frame, known)
     test = frame[frame[SPLIT] == TEST]
     test = test.merge(known[[PATIENT, *[c for c in _PATIENT_COLUMNS if c in known]]], on=PATIENT, how="left")

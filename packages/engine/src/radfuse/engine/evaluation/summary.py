@@ -8,7 +8,7 @@ from typing import Any
 
 from radfuse.engine.evaluation.classification import FIGURES
 from radfuse.engine.evaluation.ensemble import META, METHODS, WEIGHTED_AVERAGE
-from radfuse.engine.evaluation.results import Results
+from radfuse.engine.evaluation.results import TWINS, Results
 
 _METHOD_NAMES = {WEIGHTED_AVERAGE: "weighted average", META: "meta-learner"}
 _DIGITS = 6
@@ -50,6 +50,16 @@ def summary(results: Results) -> list[Line]:
     if results.ensemble is not None and results.ensemble["status"] == "fitted":
         lines += _ensemble(results.ensemble)
     return lines
+
+
+def leaks(results: Results) -> list[str]:
+    """A line for each modality of which one image is in several splits: its figures may be too good."""
+    return [
+        f"LEAK? {name}: {report[TWINS]} prepared images are in more than one split, under other patients, so "
+        f"its figures may be too good; `radfuse prepare {name}` names the images."
+        for name, report in results.modalities.items()
+        if report.get(TWINS)
+    ]
 
 
 def metrics(results: Results) -> dict[str, Any]:

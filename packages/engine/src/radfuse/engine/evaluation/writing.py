@@ -24,8 +24,18 @@ HISTORY = "training_history.json"
 """What a training publishes beside its best checkpoint."""
 
 
+REPORT, SUMMARY = "report.html", "summary.txt"
+"""What people read, in the folder of the reports."""
+
+
+def withdraw(places: Places) -> None:
+    """Remove what sums the results up: none of it must stand beside figures of another evaluation."""
+    for path in (places.metrics, places.reports / SUMMARY, places.reports / REPORT):
+        durable.remove(path)
+
+
 def write_results(places: Places, results: Results) -> dict[str, list[Path]]:
-    """Write everything but the report's page.
+    """Write the figures of each model, its tables and its pictures.
 
     The plots that dvc.yaml names are written whatever there is to show, if need be without a row: DVC has no
     plots of which a part may be missing.
@@ -33,7 +43,6 @@ def write_results(places: Places, results: Results) -> dict[str, list[Path]]:
     Returns:
         The figures of each modality, and of ``ensemble``.
     """
-    _write_json(places.metrics, metrics(results))
     drawn = {}
     for name, report in results.modalities.items():
         _write_json(places.report(name), report)
@@ -47,6 +56,11 @@ def write_results(places: Places, results: Results) -> dict[str, list[Path]]:
         if results.ensemble["status"] == "fitted":
             drawn[ENSEMBLE] = _ensemble(places, results.ensemble)
     return drawn
+
+
+def write_metrics(places: Places, results: Results) -> None:
+    """Write what `dvc metrics` shows; last of all, so that whoever finds it finds everything else."""
+    _write_json(places.metrics, metrics(results))
 
 
 def _classification(places: Places, name: str, report: Mapping[str, Any], rows: pd.DataFrame) -> list[Path]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptcore import durable
 from radfuse.engine import identity, predictions
+from radfuse.engine.cohort import read_patients
 from radfuse.engine.errors import SettingsError, SourceError, TooManySkipped
 from radfuse.engine.export.external_report import external_report
 from radfuse.engine.export.external_rows import Unread, answered
@@ -156,11 +157,9 @@ def scanned(params: Params, places: Places, source: Mapping[str, Any], modality:
 
 def trained_on(places: Places, samples: pd.DataFrame) -> list[str]:
     """Patients that the pipeline's models have seen, though they are to be validated on them."""
-    import pandas as pd
-
     if not places.patients.is_file():
         return []
-    patients = pd.read_parquet(places.patients, columns=[PATIENT, SPLIT])
+    patients = read_patients(places)
     seen = set(patients.loc[patients[SPLIT] != "test", PATIENT])
     return sorted(seen & set(samples[PATIENT]))
 

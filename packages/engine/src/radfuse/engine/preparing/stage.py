@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -16,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from ckptcore import durable
-from ckptcore.canonical import canonical_json
 from radfuse.engine import cohort, counts
 from radfuse.engine.config import Params
 from radfuse.engine.errors import MissingStage, RadfuseError, TooManySkipped
 from radfuse.engine.identity import Images
 from radfuse.engine.modality import Modality
 from radfuse.engine.places import Places, require
-from radfuse.engine.prepared import ARRAY_SUFFIX, MASK_SUFFIX, SPACING
+from radfuse.engine.prepared import ARRAY_SUFFIX, LEARNT, MASK_SUFFIX, SPACING, digest_of
 from radfuse.engine.preparing.decoding import Finished, Job, Skipped
 from radfuse.engine.preparing.jobs import images_of, jobs_of
 from radfuse.engine.preparing.journal import Journal
@@ -37,6 +35,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 FORMAT = 1
+LONGEST_WAIT = 60.0
+"""Seconds that another process, such as one whose DVC was just killed, is given to end."""
 _SHOWN = 5
 
 
@@ -68,10 +68,10 @@ def prepare(modality: Modality, params: Params, places: Places, progress: Mode =
     It may be stopped at any moment: what is finished is not done again, and nothing half-written has a name.
 
     Raises:
-        MissingStage: there is no cohort, or it has no sample of the modality.
+        MissingStage: there is no finished cohort, or it has no sample of the modality.
         SettingsError: the preprocessing asks for images that a source does not have.
         TooManySkipped: more samples than ``prepare.max_skipped_fraction`` cannot be read.
-        Busy: another process is at it.
+        Busy: another process is at it, and does not end.
     """
     samples = _samples(modality.name, places)
     spec = modality.preprocessing(params.prepare_of(modality))
@@ -114,14 +114,20 @@ def _samples(modality: str, places: Places) -> pd.DataFrame:
 
 @contextmanager
 def _alone(places: Places, modality: str) -> Iterator[None]:
+    lock = FileLock(_beside(places, modality, "lock"))
+    other = f"another process prepares {modality} in {places.relative(places.prepared(modality))}"
     try:
-        with FileLock(_beside(places, modality, "lock"), timeout=0):
-            yield
+        lock.acquire(timeout=0)
     except Timeout:
-        raise Busy(
-            f"another process prepares {modality} in {places.relative(places.prepared(modality))}; wait for "
-            "it, or end it."
-        ) from None
+        _log.warning("%s; waiting for it to end, %g s at the most", other, LONGEST_WAIT)
+        try:
+            lock.acquire(timeout=LONGEST_WAIT)
+        except Timeout:
+            raise Busy(f"{other}; wait for it, or end it.") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _beside(places: Places, modality: str, name: str) -> Any:
@@ -132,6 +138,7 @@ def _beside(places: Places, modality: str, name: str) -> Any:
 def _withdraw_manifest(places: Places, modality: str) -> None:
     """A manifest must never speak of arrays that are being replaced."""
     durable.remove(places.manifest_stamp(modality))
+    durable.remove(places.learnt(modality))
     durable.remove(places.manifest(modality))
 
 
@@ -194,7 +201,7 @@ def _write_manifest(
     _warn_of_twins(twins, modality)
     split_stamp = cohort.read_stamp(places)
     masks = all(one.mask_sha256 for one in made)
-    stamp = {
+    stamp: dict[str, Any] = {
         "format": FORMAT,
         "modality": modality,
         "spec": dict(spec),
@@ -205,8 +212,11 @@ def _write_manifest(
         "skipped": skipped,
         "twins_across_splits": len(twins),
     }
-    stamp = {"digest": _digest(rows, stamp), **stamp}
+    about = stamp["spec"], stamp["labels"], stamp["classes"]
+    stamp = {"digest": digest_of(rows, *about), **stamp}
+    learnt = {"digest": digest_of(rows[rows[SPLIT].isin(LEARNT)], *about)}
     durable.write_bytes(places.manifest(modality), parquet(rows))
+    durable.write_text(places.learnt(modality), json.dumps(learnt) + "\n")
     durable.write_text(places.manifest_stamp(modality), json.dumps(stamp, indent=2) + "\n")
     return str(stamp["digest"])
 
@@ -235,20 +245,6 @@ def _warn_of_twins(twins: Sequence[tuple[str, str]], modality: str) -> None:
         "run `radfuse cohort` and `radfuse prepare %s` again.",
         modality, len(twins), shown, more, modality,
     )  # fmt: skip
-
-
-def _digest(rows: pd.DataFrame, stamp: Mapping[str, Any]) -> str:
-    """SHA-256 over each sample's arrays, labels and split, and over preprocessing and classes."""
-    labels = [LABEL + name for name in stamp["labels"]]
-    lines = [
-        [
-            *(str(row[name]) for name in (SAMPLE, "sha256", "mask_sha256", SPLIT)),
-            *(repr(row[name]) for name in labels),
-        ]
-        for row in rows.to_dict("records")
-    ]
-    about = [stamp["spec"], stamp["labels"], stamp["classes"]]
-    return hashlib.sha256(canonical_json([about, lines])).hexdigest()
 
 
 def _tidy(places: Places, modality: str, finished: Mapping[str, Finished]) -> None:

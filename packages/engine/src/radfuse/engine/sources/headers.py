@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from radfuse.engine.sources.attributes import age_years, sex, view
 from radfuse.engine.sources.source import Attributes
+
+if TYPE_CHECKING:
+    from radfuse.serving.images.errors import UnreadableImage
 
 _TAGS = (
     "PatientID", "StudyInstanceUID", "StudyDate", "PatientAge", "PatientBirthDate", "PatientSex",
@@ -33,33 +37,50 @@ class Header:
 
 
 def read_header(path: Path) -> Header | None:
-    """The header of a DICOM file; None where it is none, or is damaged, which `prepare` will say in full."""
+    """The header of a DICOM file; None where it is none, or is damaged, which `prepare` will say in full.
+
+    Raises:
+        UnreadableImage: the file cannot be read at all, so that nobody knows whose it is.
+    """
     import pydicom
 
-    from radfuse.serving.images.silence import silenced
+    from radfuse.serving.images.errors import UnreadableImage, guarded
 
     if not is_dicom(path):
         return None
     try:
-        with silenced():
+        with guarded(path, "the DICOM header cannot be read"):
             # A file without preamble was told from its first element, so it may be parsed by force.
             dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS), force=True)
             return _header(dataset)
     # Damaged headers raise whatever the damaged bytes lead to: KeyError, struct.error, RecursionError and
     # more.
-    except Exception:
+    except UnreadableImage as error:
+        if _out_of_reach(error):
+            raise
         return None
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file begins as DICOM does, with or without preamble."""
+    """Whether a file begins as DICOM does, with or without preamble.
+
+    Raises:
+        UnreadableImage: the file cannot be read at all.
+    """
     from radfuse.serving.images.errors import UnreadableImage
     from radfuse.serving.images.formats import Format, format_of
 
     try:
         return format_of(path) is Format.DICOM
-    except UnreadableImage:
+    except UnreadableImage as error:
+        if _out_of_reach(error):
+            raise
         return False
+
+
+def _out_of_reach(error: UnreadableImage) -> bool:
+    """Whether the machine is at fault (permission, network, disk, memory) and not what the file holds."""
+    return isinstance(error.__cause__, (OSError, MemoryError)) or not os.access(error.path, os.R_OK)
 
 
 def _header(dataset: Any) -> Header:

@@ -120,12 +120,19 @@ class TableSource(Source):
             yield self._sample(row)
 
     def diseases(self) -> Mapping[str, Mapping[str, float]]:
+        from radfuse.serving.images.errors import UnreadableImage
+
         columns = _by_name(self.settings.diseases)
         if not columns:
             return {}
         found: dict[str, dict[str, float]] = {}
+        by_header = self._column("patient_id") is None
         for row in self._table.rows:
-            of_patient = found.setdefault(self._patient(row, self._header(row)), {})
+            try:
+                patient = self._patient(row, self._header(row) if by_header else None)
+            except UnreadableImage:
+                continue  # The sample was left out, and says why.
+            of_patient = found.setdefault(patient, {})
             for name, column in columns.items():
                 value = row.label(column)
                 if not math.isnan(value) and of_patient.setdefault(name, value) != value:
@@ -163,15 +170,19 @@ class TableSource(Source):
         return roles | ({"mask": self.settings.mask} if self.settings.mask else {})
 
     def _sample(self, row: Row) -> Record | LeftOut:
-        files, absent, reason = self._files(row)
+        from radfuse.serving.images.errors import UnreadableImage
+
         point = self._point(row)
         sample = self._sample_name(row)
         sample += "" if point is None else "#" + ",".join(f"{value:g}" for value in point)
+        try:
+            files, absent, reason = self._files(row)
+            header = None if absent else self._header(row)
+        except UnreadableImage as error:
+            # Without its header an image of a known patient would count as one of somebody else.
+            return self._left_out(row, sample, error.reason, self._below_root(error.path))
         if absent:
-            where = f"{row.place}: {row[self._paths[absent]]}"
-            patient = self._text(row, "patient_id")
-            return LeftOut(sample, self.settings.modality, reason, where, patient)
-        header = self._header(row)
+            return self._left_out(row, sample, reason, row[self._paths[absent]])
         patient = self._patient(row, header)
         return Record(
             patient=patient,
@@ -188,8 +199,15 @@ class TableSource(Source):
             },
         )
 
+    def _left_out(self, row: Row, sample: str, reason: str, path: str) -> LeftOut:
+        patient = self._text(row, "patient_id")
+        return LeftOut(sample, self.settings.modality, reason, f"{row.place}: {path}", patient)
+
+    def _below_root(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.name
+
     def _files(self, row: Row) -> tuple[dict[str, tuple[str, ...]], str, str]:
-        """Files by role; the first role that has none, and why."""
+        """Files by role; the first role that has none, and why. Raises `UnreadableImage` as `is_dicom`."""
         files: dict[str, tuple[str, ...]] = {}
         for role, column in self._paths.items():
             if not row[column]:
@@ -227,7 +245,11 @@ class TableSource(Source):
         return x, y, z
 
     def _header(self, row: Row) -> Header | None:
-        """The DICOM header of a row's first image; None for what is no DICOM or does not open."""
+        """The DICOM header of a row's first image; None for what is no DICOM or is damaged.
+
+        Raises:
+            UnreadableImage: the file cannot be read at all.
+        """
         column = next(iter(self._paths.values()))
         return self._header_at(self._path(row, column)) if row[column] else None
 
