@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from scipy.special import expit, logit
 from simulated_pipeline import DISEASES, pipeline, write_model, write_predictions
 
 import ckptcore
-from radfuse.engine import agreement, predictions
+from radfuse.engine import agreement, predictions, workfolder
 from radfuse.engine.cli import run
 from radfuse.engine.places import Places
 from radfuse.ensemble import answering, stacking
@@ -208,10 +211,19 @@ def test_a_second_run_writes_the_same_bytes(copied: Places) -> None:
     assert written() == before
 
 
-def test_an_ensemble_that_was_fitted_is_marked_so_that_it_may_go_when_it_is_old(copied: Places) -> None:
+def test_an_older_ensemble_goes_when_another_one_is_fitted(copied: Places) -> None:
+    shutil.rmtree(copied.work("ensemble"))  # It was made in another pipeline.
+    assert command("ensemble", copied) == 0
     (own,) = (path for path in copied.work("ensemble").iterdir() if path.is_dir())
     record = json.loads((own / "run.json").read_text())
-    assert "finished" in record and record["recipe"]["code"].keys() >= {"radfuse.engine.folds"}
+    assert record["finished"] and record["recipe"]["code"].keys() >= {"radfuse.engine.folds"}
+    recipe = {**record["recipe"], "material": "another"}
+    older = own.with_name(workfolder.key_of(recipe))
+    older.mkdir()
+    (older / "run.json").write_text(json.dumps({**record, "recipe": recipe}))
+    os.utime(older / "run.json", (time.time() - 90_000,) * 2)
+    assert command("ensemble", copied) == 0
+    assert own.is_dir() and not older.exists()
 
 
 def test_a_model_trained_anew_makes_the_ensemble_stale(copied: Places, capsys: Any) -> None:

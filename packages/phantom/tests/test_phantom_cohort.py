@@ -251,6 +251,14 @@ def test_a_folder_of_somebody_else_is_refused_and_stays_as_it_is(tmp_path, small
         write(tmp_path / "thesis.txt", small)
 
 
+def test_a_folder_whose_first_stamp_a_killed_call_did_not_finish_is_gone_on_with(tmp_path, cohort, small):
+    out = tmp_path / "c"
+    out.mkdir()
+    tables.beside(out / "phantom.json").write_bytes(b'{"form')
+    write(out, small)
+    assert digests(out) == digests(cohort)
+
+
 def test_a_second_call_on_a_folder_that_is_being_written_waits_and_goes_on(tmp_path, cohort, small):
     out, told = tmp_path / "c", []
     process = begin(out, 1, patients=400)

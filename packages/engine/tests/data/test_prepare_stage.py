@@ -59,7 +59,7 @@ def test_what_is_learnt_from_changes_with_training_and_validation_alone(chests: 
     def learnt() -> str:
         chests.prepare("xray")
         found = json.loads(chests.places.learnt("xray").read_text())["digest"]
-        assert found == chests.prepared("xray").learnt_digest
+        assert found == chests.prepared("xray").stamp["learnt_digest"]
         return str(found)
 
     cohort = pd.read_parquet(chests.places.cohort)

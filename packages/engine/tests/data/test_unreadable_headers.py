@@ -118,6 +118,24 @@ def test_series_with_a_slice_that_cannot_be_read_is_left_out(
     assert "the file cannot be opened" in made.left_out["reason"][0]
 
 
+def test_series_in_a_folder_that_nobody_may_look_into_is_left_out(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = pipeline.root / "raw"
+    for number in (1, 2):
+        write_series(raw / f"scans/{number}", slices=3)
+    write_csv(raw / "ct.csv", ("path",), [("scans/1",), ("scans/2",)])
+    pipeline.sources(
+        {"kind": "table", "root": "raw", "modality": "ct", "csv": "ct.csv", "public": True},
+        prepare={"max_skipped_fraction": 0.5},
+    )
+    denied = PermissionError(errno.EACCES, "Permission denied")
+    monkeypatch.setattr(Path, "iterdir", fails_at(Path.iterdir, denied, "scans/2"))
+    made = pipeline.cohort()
+    assert len(made.samples) == 1
+    assert "permission to read it is missing" in made.left_out["reason"][0]
+
+
 @pytest.mark.parametrize("damage", [KeyError("tag"), RecursionError(), EOFError()])
 def test_damaged_header_is_no_header(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Exception

@@ -1,6 +1,7 @@
 """A run that was stopped anywhere ends bit-identical to one that never was."""
 
 import logging
+from dataclasses import replace
 from importlib.metadata import version
 
 import pytest
@@ -15,7 +16,7 @@ from ckptcore import layouts
 from ckptcore.signals import TrainingInterrupted
 from radfuse.engine.errors import CannotGoOn, SettingsError
 from radfuse.engine.modality import modality
-from radfuse.engine.training import numerics
+from radfuse.engine.training import loop, numerics
 from radfuse.engine.training.numerics import OtherNumerics
 from radfuse.engine.training.run import Run
 
@@ -130,22 +131,34 @@ def test_a_changed_precision_is_another_training_and_never_the_old_model(toy, mo
     assert str(found[setting]).lower() == wanted
 
 
-def test_a_training_that_stopped_early_and_goes_on_has_all_its_patience(toy, caplog):
-    patient, stuck = "train.toy.early_stopping=2", stages(9, rate=1e-9)
-    first = toy.train(patient, f"train.toy.stages={stuck}")
+def test_a_training_that_stopped_early_and_goes_on_is_measured_by_its_own_epochs(toy, monkeypatch, caplog):
+    told = iter([0.5, 0.9, 0.8, 0.7, 0.6, 0.65, 0.75, 0.7, 0.72, 0.1])
+    validate = loop.validate
+
+    def judged(run):
+        found = validate(run)
+        return replace(found, metrics={**found.metrics, "val_auc": next(told)})
+
+    monkeypatch.setattr(loop, "validate", judged)
+    patient = "train.toy.early_stopping=2"
+    first = toy.train(patient, f"train.toy.stages={stages(9)}")
+    assert first.epochs_finished == 4
     latest = toy.works()[0] / "tiny_latest.pth"
-    best = ckptcore.read_header(toy.models / "tiny_best.pth").epochs_finished
-    longer = f"train.toy.stages={stages(30, rate=1e-9)}"
     with caplog.at_level(logging.WARNING, "radfuse"):
-        second = toy.train(patient, longer, f"train.toy.continue_from={latest}")
-    history = ckptcore.load(toy.places.work("toy") / second.key / "tiny_latest.pth")["history"]["val_auc"]
-    since = second.epochs_finished - first.epochs_finished
-    assert since >= 2
-    if max(history) == max(history[: first.epochs_finished]):
-        assert since == 2
-    told = [one.getMessage() for one in caplog.records if "was best in epoch" in one.getMessage()]
-    beaten = max(history[first.epochs_finished :]) >= max(history[: first.epochs_finished])
-    assert told == [] if beaten else f"best in epoch {best} " in told[0]
+        second = toy.train(patient, f"train.toy.stages={stages(30)}", f"train.toy.continue_from={latest}")
+    assert second.epochs_finished == 9
+    best = ckptcore.load(toy.models / "tiny_best.pth")
+    assert (best.epochs_finished, best["val_auc"]) == (7, 0.75)
+    assert "val_auc was best in epoch 2 (0.9000)" in caplog.text and "epoch 7 (0.7500)" in caplog.text
+
+
+def test_a_checkpoint_that_lacks_what_came_later_is_gone_on_from(toy, tmp_path):
+    toy.train()
+    found = ckptcore.load(toy.works()[0] / "tiny_latest.pth")
+    del found["loader_state"]["began"]
+    older = ckptcore.save(tmp_path / "older.pth", dict(found), {"epochs_finished": 2, "global_step": 12})
+    outcome = toy.train(f"train.toy.continue_from={older}", f"train.toy.stages={stages(3)}")
+    assert (outcome.trained, outcome.epochs_finished) == (True, 3)
 
 
 def test_row_5_6_more_epochs_go_on_from_another_run_whose_parent_is_recorded(toy):

@@ -115,6 +115,23 @@ def test_a_training_that_begins_anew_has_a_run_of_its_own(tmp_path):
     assert len(keys) == len(set(keys)) == 2
 
 
+def test_one_that_begins_anew_while_mlflow_is_away_has_a_run_of_its_own_when_it_is_back(
+    tmp_path, monkeypatch
+):
+    pipeline = toy_pipeline(tmp_path, block={"mlflow": True})
+    key = pipeline.train().key
+    (before,) = points_of(pipeline, key)
+    with monkeypatch.context() as patch:
+        patch.setenv(tracking.URI, "http://127.0.0.1:9")
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        pipeline.train(resume="none")
+    for _ in range(2):
+        assert not pipeline.train().trained
+    assert points_of(pipeline, key) == [before]
+    client = tracking.connect(pipeline.places)
+    assert len(client.search_runs([client.get_experiment_by_name("radfuse-toy").experiment_id])) == 2
+
+
 def test_a_training_that_ended_while_mlflow_was_away_is_told_to_it_when_it_is_back(tmp_path, monkeypatch):
     pipeline = toy_pipeline(tmp_path, block={"mlflow": True})
     with monkeypatch.context() as patch:
@@ -131,6 +148,10 @@ def test_a_training_that_ended_while_mlflow_was_away_is_told_to_it_when_it_is_ba
     (run,) = client.search_runs([client.get_experiment_by_name("radfuse-toy").experiment_id])
     best = ckptcore.read_header(pipeline.models / "tiny_best.pth")
     assert (run.info.status, run.data.tags["model_digest"]) == ("FINISHED", best.model_digest)
+    pipeline.places.mlflow_database.rename(tmp_path / "moved_away.db")
+    assert not pipeline.train().trained
+    assert points_of(pipeline, key) == [found]
+    client = tracking.connect(pipeline.places)
     promote(pipeline.params(), pipeline.places, "toy", version="1.0.0")
     assert client.get_model_version_by_alias("radfuse-toy", "champion").tags["semver"] == "1.0.0"
 

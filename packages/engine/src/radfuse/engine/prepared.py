@@ -13,7 +13,7 @@ from ckptcore.canonical import canonical_json
 from radfuse.engine.digests import file_digest
 from radfuse.engine.errors import DamagedArray
 from radfuse.engine.places import Places, require
-from radfuse.engine.tables import LABEL, SAMPLE, SPLIT
+from radfuse.engine.tables import LABEL, PATIENT, SAMPLE, SPLIT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,8 +79,8 @@ class Prepared:
     def stamp(self) -> Mapping[str, Any]:
         """What ``manifest.json`` says.
 
-        Its keys are ``digest``, ``spec``, ``labels``, ``classes``, ``counts``, ``split_digest``, ``skipped``,
-        ``twins_across_splits``.
+        Its keys are ``digest``, ``learnt_digest``, ``spec``, ``labels``, ``classes``, ``counts``,
+        ``split_digest``, ``skipped``, ``twins_across_splits``.
 
         Raises:
             MissingStage: the modality has not been prepared.
@@ -89,17 +89,16 @@ class Prepared:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over every array, label and split and the preprocessing: what a model was trained on."""
+        """SHA-256 over every array, label, patient and split and the preprocessing."""
         return str(self._stamp["digest"])
 
-    @cached_property
+    @property
     def learnt_digest(self) -> str:
         """SHA-256 as `digest`, of training and validation alone: all that decides a trained network.
 
         New test patients, or patients of other modalities, leave it as it is.
         """
-        rows = self.rows()
-        return digest_of(rows[rows[SPLIT].isin(LEARNT)], self.spec, self.labels, self.classes)
+        return str(self._stamp["learnt_digest"])
 
     @property
     def split_digest(self) -> str:
@@ -178,10 +177,10 @@ class Prepared:
 def digest_of(
     rows: pd.DataFrame, spec: Mapping[str, Any], labels: Sequence[str], classes: Mapping[Any, str]
 ) -> str:
-    """SHA-256 over each sample's arrays, labels and split, and over preprocessing and classes.
+    """SHA-256 over each sample's arrays, labels, patient and split, and over preprocessing and classes.
 
     Args:
-        rows: with the columns sample_id, sha256, mask_sha256, split, and those of the labels.
+        rows: with the columns sample_id, patient_id, sha256, mask_sha256, split, and those of the labels.
         spec: the preprocessing.
         labels: their names.
         classes: names of the classes of masks, by index.
@@ -189,7 +188,7 @@ def digest_of(
     named = [LABEL + name for name in labels]
     lines = [
         [
-            *(str(row[name]) for name in (SAMPLE, "sha256", "mask_sha256", SPLIT)),
+            *(str(row[name]) for name in (SAMPLE, PATIENT, "sha256", "mask_sha256", SPLIT)),
             *(repr(row[name]) for name in named),
         ]
         for row in rows.to_dict("records")

@@ -64,11 +64,6 @@ class Recorder:
         self._tracker.begin(parameters, tags, anew)
 
     @property
-    def tracked(self) -> bool:
-        """Whether MLflow was told all there was to tell."""
-        return self._tracker.enabled
-
-    @property
     def mlflow_run(self) -> str | None:
         """The id of MLflow's run; None where nothing is tracked."""
         return self._tracker.run_id

@@ -41,6 +41,7 @@ RUN_ONLY = ("keep_last", "save_every")
 """Settings of a training that change no number: which checkpoints stay."""
 NUMERIC = ("precision", "deterministic")
 """Settings of all trainings that change numbers. Where it runs is no part of what is trained."""
+_ANEW = "begun_anew"
 _A_DAY = 86_400.0
 
 
@@ -98,6 +99,17 @@ class WorkFolder:
         """Whether the training came to its end; its files are then only to be published again."""
         return bool(self.record.get("finished"))
 
+    @property
+    def begun_anew(self) -> bool:
+        """Whether what was there of it was set aside, and MLflow has not been told yet."""
+        return bool(self.record.get(_ANEW))
+
+    def forget_anew(self) -> None:
+        """Note that MLflow has a run of what began anew."""
+        record = self.record
+        if record.pop(_ANEW, None):
+            _write_record(self.path, record)
+
     def reopen(self) -> None:
         """Take back the note of an end: the training goes on."""
         record = self.record
@@ -123,15 +135,20 @@ def opened(places: Places, name: str, recipe: Mapping[str, Any], fresh: bool = F
     durable.make_folder(root)
     with _held(root / f"{key}.lock"):
         folder = root / key
-        if fresh and folder.exists():
+        begun_anew = fresh and folder.exists()
+        if begun_anew:
             aside = durable.make_new_folder(root / f"{key}.{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
             os.replace(folder, aside)
             _log.info("what was there of this training was set aside as %s", shown(aside))
         new = read_record(folder) is None
         if new:
             durable.make_folder(folder)
-            created = datetime.now(UTC).isoformat(timespec="seconds")
-            _write_record(folder, {"recipe": dict(recipe), "created": created, "pipeline": _pipeline(places)})
+            noted = {
+                "recipe": dict(recipe),
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "pipeline": _pipeline(places),
+            }
+            _write_record(folder, noted | ({_ANEW: True} if begun_anew else {}))
         yield WorkFolder(folder, key, new)
 
 
@@ -218,7 +235,8 @@ def prune(places: Places, name: str, keep: WorkFolder, needed: Path | None = Non
             continue
         record = read_record(folder) or {}
         aside = folder.name != key_of(record.get("recipe", {}))
-        if aside or not record.get("finished") or record.get("pipeline") != _pipeline(places):
+        theirs = record.get("pipeline") != _pipeline(places)
+        if aside or theirs or not record.get("finished"):
             continue
         lock = FileLock(folder.with_name(f"{folder.name}.lock"))
         with suppress(Timeout), lock.acquire(timeout=0):

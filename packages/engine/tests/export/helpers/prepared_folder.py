@@ -16,6 +16,7 @@ from radfuse.engine.prepared import Prepared
 
 SPLIT_DIGEST = "5" * 64
 PREPARED_DIGEST = "a" * 64
+LEARNT_DIGEST = "b" * 64
 SPACING = ("spacing_mm_d", "spacing_mm_h", "spacing_mm_w")
 
 
@@ -43,6 +44,7 @@ def prepared_folder(
     pd.DataFrame(rows).to_parquet(places.manifest(modality), index=False)
     stamp = {
         "digest": PREPARED_DIGEST,
+        "learnt_digest": LEARNT_DIGEST,
         "spec": dict(spec),
         "labels": list(labels),
         "classes": {str(index): name for index, name in (classes or {}).items()},

@@ -11,6 +11,7 @@ import yaml
 from radfuse.engine.config import load
 from radfuse.engine.digests import file_digest
 from radfuse.engine.places import Places
+from radfuse.engine.prepared import digest_of
 
 SPLITS = ("train", "train", "train", "val", "calibration", "test")
 SPLIT_DIGEST = hashlib.sha256(b"split").hexdigest()
@@ -104,8 +105,11 @@ def write_prepared(root, modality, rows, spec, labels, classes=None):
     """Write the manifest; where the rows have no ``sha256``, arrays are compared with nothing."""
     folder = root / "data" / "prepared" / modality
     (folder / "arrays").mkdir(parents=True, exist_ok=True)
+    if "sha256" not in rows:
+        rows = rows.assign(sha256="")
     rows.to_parquet(folder / "manifest.parquet", index=False)
     stamp = {
+        "learnt_digest": digest_of(rows[rows["split"].isin(["train", "val"])], spec, labels, classes or {}),
         "digest": hashlib.sha256(json.dumps([spec, rows.to_csv()]).encode()).hexdigest(),
         "spec": spec,
         "labels": labels,

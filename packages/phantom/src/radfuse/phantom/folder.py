@@ -40,6 +40,7 @@ def held(out: Path, say: Callable[[str], None]) -> Iterator[None]:
     lock = FileLock(out / _LOCK)
     _acquire(lock, out, say)
     try:
+        _refuse_foreign(out)
         yield
     finally:
         lock.release()
@@ -65,7 +66,7 @@ def _refuse_foreign(out: Path) -> None:
             f"expected a folder to write to, but {out} is a file. Choose another one (--out)."
         )
     # What a call leaves that is killed before it has written its stamp.
-    ours = {_LOCK, patient.RECORDS, patient.PARTIAL}
+    ours = {_LOCK, patient.RECORDS, patient.PARTIAL, tables.beside(out / STAMP).name}
     if out.is_dir() and {path.name for path in out.iterdir()} - ours and _read_stamp(out) is None:
         raise ForeignFolder(
             f"{out} holds files that radfuse phantom did not write, so nothing was changed. "

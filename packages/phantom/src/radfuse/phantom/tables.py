@@ -78,15 +78,20 @@ def _parquet(rows: Sequence[Row], columns: Sequence[str]) -> bytes:
     return buffer.getvalue()
 
 
+def beside(path: Path) -> Path:
+    """Where a file is written before it has its name."""
+    return path.with_name(f".{path.name}.new")
+
+
 def replace(path: Path, content: bytes) -> None:
     """Write a file beside its place and rename it there.
 
     Synced before: a folder whose stamp a power cut has emptied would be taken for somebody else's.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.new")
-    with beside.open("wb") as file:
+    unfinished = beside(path)
+    with unfinished.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(beside, path)
+    os.replace(unfinished, path)

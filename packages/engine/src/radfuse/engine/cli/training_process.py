@@ -24,6 +24,8 @@ _PR_SET_PDEATHSIG = 1
 _DVC_ENDED = signal.SIGRTMIN if sys.platform == "linux" else signal.SIGTERM
 _EVERY = 0.5
 """Seconds between looks at DVC where the kernel cannot tell of its end."""
+_MEANWHILE = 0.5
+"""Seconds in which whoever has stopped DVC comes to what it has started."""
 _LOGGERS = ("radfuse", "ckptcore")
 
 
@@ -80,6 +82,8 @@ def _stop(number: int, frame: FrameType | None) -> None:
     """Be stopped as by SIGTERM, unless a training that was told to stop is about to."""
     from ckptcore.signals import received
 
+    # Who stops DVC and all it started one after another may come to this process only now.
+    time.sleep(_MEANWHILE)
     if received() is None:
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -89,25 +93,28 @@ def _outermost_of_stage() -> psutil.Process:
     import psutil
 
     found = psutil.Process()
-    for process in found.parents():
+    while True:
         try:
-            stage = process.environ().get(_DVC_STAGE)
+            above = found.parent()
+            if above is None or above.environ().get(_DVC_STAGE) != os.environ[_DVC_STAGE]:
+                return found
         # Of another user, gone, or no system that tells: then it is taken for DVC.
         except (psutil.Error, OSError):
-            break
-        if stage != os.environ[_DVC_STAGE]:
-            break
-        found = process
-    return found
+            return found
+        found = above
 
 
 def _watch(outermost: psutil.Process, dvc: int) -> None:
     """End this process when DVC is not the parent of its command any more."""
+    from ckptcore.signals import received
+
     own = os.getppid()
     while _parent_of(outermost) == dvc:
         time.sleep(_EVERY)
     # Where its own parent ended, too, the kernel has told it.
-    if os.getppid() == own or sys.platform != "linux":
+    if sys.platform != "linux":
+        time.sleep(_MEANWHILE)
+    if os.getppid() == own if sys.platform == "linux" else received() is None:
         os.kill(os.getpid(), _DVC_ENDED)
 
 

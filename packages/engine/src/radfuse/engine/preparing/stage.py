@@ -213,10 +213,10 @@ def _write_manifest(
         "twins_across_splits": len(twins),
     }
     about = stamp["spec"], stamp["labels"], stamp["classes"]
-    stamp = {"digest": digest_of(rows, *about), **stamp}
-    learnt = {"digest": digest_of(rows[rows[SPLIT].isin(LEARNT)], *about)}
+    learnt = digest_of(rows[rows[SPLIT].isin(LEARNT)], *about)
+    stamp = {"digest": digest_of(rows, *about), "learnt_digest": learnt, **stamp}
     durable.write_bytes(places.manifest(modality), parquet(rows))
-    durable.write_text(places.learnt(modality), json.dumps(learnt) + "\n")
+    durable.write_text(places.learnt(modality), json.dumps({"digest": learnt}) + "\n")
     durable.write_text(places.manifest_stamp(modality), json.dumps(stamp, indent=2) + "\n")
     return str(stamp["digest"])
 

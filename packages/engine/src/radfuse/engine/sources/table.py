@@ -329,13 +329,19 @@ def _files_at(root: Path, path: str) -> tuple[str, ...]:
     """The file at a path, or the slices in the folder there; nothing where there is neither.
 
     A folder's only file may be of any kind.
+
+    Raises:
+        UnreadableImage: nobody may look there, or the disk does not answer.
     """
+    from radfuse.serving.images.errors import guarded
+
     place = root / path
-    if place.is_file():
-        return (path,)
-    if not place.is_dir():
-        return ()
-    names = [item.name for item in place.iterdir() if item.is_file() and not item.name.startswith(".")]
+    with guarded(place, "it cannot be looked into"):
+        if place.is_file():
+            return (path,)
+        if not place.is_dir():
+            return ()
+        names = [item.name for item in place.iterdir() if item.is_file() and not item.name.startswith(".")]
     if len(names) > 1:
         names = [name for name in names if _is_slice(place / name)]
     return tuple(f"{path}/{name}" for name in sorted(names))

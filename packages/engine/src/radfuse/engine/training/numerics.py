@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
@@ -110,21 +110,24 @@ def has_volumes(network: nn.Module) -> bool:
     return any(isinstance(layer, (nn.Conv3d, nn.ConvTranspose3d)) for layer in network.modules())
 
 
-def check_same(before: Mapping[str, Any], now: Numerics) -> None:
-    """Refuse to go on under other conditions than before.
-
-    Args:
-        before: the stamp of the checkpoint.
-        now: of this process.
-
-    Raises:
-        OtherNumerics: saying what differs.
-    """
-    other = [
+def differences(before: Mapping[str, Any], now: Numerics) -> list[str]:
+    """What differs between the stamp of a checkpoint and the conditions of this process, in words."""
+    return [
         f"{name} {before.get(name)!r} then, {value!r} now"
         for name, value in now.stamp().items()
         if before.get(name) != value
     ]
+
+
+def check_same(other: Sequence[str]) -> None:
+    """Refuse to go on under other conditions than before.
+
+    Args:
+        other: `differences`.
+
+    Raises:
+        OtherNumerics: saying what differs.
+    """
     if other:
         raise OtherNumerics(
             f"this run was trained under other conditions: {'; '.join(other)}. Its result would be that of "

@@ -98,7 +98,8 @@ class Position:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go where another training stood."""
         for one in fields(self):
-            setattr(self, one.name, state[one.name])
+            # A checkpoint may be older than a field; what is new begins with its default.
+            setattr(self, one.name, state.get(one.name, one.default))
 
 
 @dataclass
@@ -220,6 +221,8 @@ class Run:
         )
         found = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's length is {gradient}"
         if not self.skip_nonfinite or self.at.skipped > MOST_SKIPPED:
+            # The next start is not to be blamed for what this one met.
+            self.at.skipped = 0
             self._save_marked("nonfinite")
             raise NonFiniteLoss(
                 f"{found} at {where}. Expected a number: look at these samples, or lower the learning rate. "
@@ -340,15 +343,15 @@ class Run:
     def _is_stuck(self, metrics: Mapping[str, float]) -> bool:
         """Whether the last stage went on for too long without a better metric.
 
-        A training that goes on from another one has all its patience: that one may have ended for want of it.
+        A training that goes on from another one, of other data perhaps, is measured by its own epochs.
         """
         patience, number = self.settings.early_stopping, self.plan.at(self.at.epoch)[0]
         if not patience or number + 1 < len(self.plan.stages):
             return False
         values = [*self.manager.history.get(self.task.metric, [])[: self.at.epoch], metrics[self.task.metric]]
-        finite = [value if math.isfinite(value) else -math.inf for value in values]
-        best = finite.index(max(finite))
-        return self.at.epoch - max(best, self.plan.begin(number) - 1, self.at.began - 1) >= patience
+        finite = [value if math.isfinite(value) else -math.inf for value in values[self.at.began :]]
+        best = self.at.began + finite.index(max(finite))
+        return self.at.epoch - max(best, self.plan.begin(number) - 1) >= patience
 
     def _lay_out_optimizer(self) -> None:
         """Averages of gradients lie in memory as their parameters do; a file holds them row by row."""

@@ -85,8 +85,9 @@ def train(
                 _train_in(work, order, resume, accept_other_hardware)
             elif world.first:
                 _log.info("this training is finished already; it is published again")
-                _tell_tracker(work, order)
             published = _publish(work, places.saved_models(name)) if world.first else []
+            if world.first and not trained:
+                _tell_tracker(work, order)
             finished = work.record["finished"]
         if world.first:
             workfolder.prune(places, name, work, settings.continue_from)
@@ -112,13 +113,9 @@ def _train_in(work: WorkFolder, order: Order, resume: str, accept_other_hardware
         run = assemble(order, work, manager)
         with closing(run):
             parent = _go_on(run, work, resume, order.settings.continue_from, accept_other_hardware)
-            with _recorded(run, order, parent, anew=work.new and resume == "none"):
+            with _recorded(run, order, parent, work):
                 loop.train(run)
-        finished = {
-            "epochs_finished": run.at.epoch,
-            "stopped_early": run.at.stopped,
-            "tracked": run.recorder is not None and run.recorder.tracked,
-        }
+        finished = {"epochs_finished": run.at.epoch, "stopped_early": run.at.stopped}
     # Only now is the last checkpoint durable.
     if order.world.first:
         work.finish(finished)
@@ -163,7 +160,9 @@ def _go_on(
     found = found or ckptcore.load(path)
     own = found.header.run_key == work.key
     if own and not accept_other_hardware:
-        numerics.check_same(found["provenance"]["numerics"], run.conditions)
+        # What the first process is on was saved; others may have other hardware, as they had before.
+        changed = numerics.differences(found["provenance"]["numerics"], run.conditions)
+        numerics.check_same(run.world.told(changed))
     _restore(run, found)
     if not own:
         run.begin_epoch_anew()
@@ -201,14 +200,16 @@ def _found(
 
 
 @contextmanager
-def _recorded(run: Run, order: Order, parent: Mapping[str, Any] | None, anew: bool) -> Iterator[None]:
+def _recorded(run: Run, order: Order, parent: Mapping[str, Any] | None, work: WorkFolder) -> Iterator[None]:
     """Tell the log and MLflow of a session, however it ends; the first process does."""
     if run.recorder is None:
         yield
         return
     conditions = run.conditions.stamp()
     session = {"conditions": conditions, "goes_on_from": parent}
-    run.recorder.begin(session, _asked(order), _tags(order, conditions), run.at.epoch, anew)
+    run.recorder.begin(session, _asked(order), _tags(order, conditions), run.at.epoch, work.begun_anew)
+    if run.recorder.mlflow_run is not None:
+        work.forget_anew()
     run.facts["provenance"] |= {"mlflow_run_id": run.recorder.mlflow_run, "goes_on_from": parent}
     try:
         yield
@@ -242,13 +243,19 @@ def _best_digest(folder: Path, order: Order) -> str:
 
 
 def _tell_tracker(work: WorkFolder, order: Order) -> None:
-    """Tell MLflow of a training that came to its end while MLflow could not be written."""
+    """Tell MLflow of a finished training what it lacks: it may have been away, or be another one now."""
     finished = work.record["finished"]
-    if finished.get("tracked") or not order.params.train.mlflow:
+    if not order.params.train.mlflow:
         return
-    latest = ckptcore.load(work.path / f"{order.modality.model_name}_latest.pth", mmap=True)
+    try:
+        latest = ckptcore.load(work.path / f"{order.modality.model_name}_latest.pth", mmap=True)
+    except (CheckpointError, OSError) as error:
+        _log.warning("MLflow is not told of this training: %s", error)
+        return
     tracker = Tracker(order.places, order.modality.name, work.key)
-    tracker.begin(_asked(order), _tags(order, latest["provenance"]["numerics"]))
+    tracker.begin(_asked(order), _tags(order, latest["provenance"]["numerics"]), work.begun_anew)
+    if tracker.run_id is not None:
+        work.forget_anew()
     layout = ckptcore.layouts.saved_models(order.modality.model_name, order.task.metric)
     tracker.log_epochs(layout.recall(latest), int(finished["epochs_finished"]))
     for path in sorted((work.path / PICTURES).glob("*.png")):
@@ -256,8 +263,6 @@ def _tell_tracker(work: WorkFolder, order: Order) -> None:
     outcome = "stopped early" if finished.get("stopped_early") else "finished"
     tracker.tag({"outcome": outcome, "model_digest": _best_digest(work.path, order)})
     tracker.end("FINISHED")
-    if tracker.enabled:
-        work.finish({**finished, "tracked": True})
 
 
 def _publish(work: WorkFolder, target: Path) -> list[Path]:
