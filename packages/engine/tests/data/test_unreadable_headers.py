@@ -31,6 +31,17 @@ def of_one_patient(pipeline: Pipeline, **columns: str) -> None:
     pipeline.sources({**source, "public": True}, prepare={"max_skipped_fraction": 0.5})
 
 
+def two_series(pipeline: Pipeline) -> list[Path]:
+    """The folders of two CT series of three slices, each somebody's own."""
+    raw, names = pipeline.root / "raw", ["scans/1", "scans/2"]
+    for name in names:
+        write_series(raw / name, slices=3)
+    write_csv(raw / "ct.csv", ("path",), [(name,) for name in names])
+    source = {"kind": "table", "root": "raw", "modality": "ct", "csv": "ct.csv", "public": True}
+    pipeline.sources(source, prepare={"max_skipped_fraction": 0.5})
+    return [raw / name for name in names]
+
+
 def fails_at(of: Callable[..., Any], failure: Exception, broken: str = BROKEN) -> Callable[..., Any]:
     """A function that fails for the broken file."""
 
@@ -102,15 +113,8 @@ def test_series_with_a_slice_that_cannot_be_read_is_left_out(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A slice without an ending is told from its first bytes; it must not go missing in silence."""
-    raw = pipeline.root / "raw"
-    for number in (1, 2):
-        write_series(raw / f"scans/{number}", slices=3)
-        (raw / f"scans/{number}/slice00.dcm").rename(raw / f"scans/{number}/slice00")
-    write_csv(raw / "ct.csv", ("path",), [("scans/1",), ("scans/2",)])
-    pipeline.sources(
-        {"kind": "table", "root": "raw", "modality": "ct", "csv": "ct.csv", "public": True},
-        prepare={"max_skipped_fraction": 0.5},
-    )
+    for folder in two_series(pipeline):
+        (folder / "slice00.dcm").rename(folder / "slice00")
     failing = fails_at(open, OSError(errno.EIO, "Input/output error"), "scans/2/slice00")
     monkeypatch.setattr(formats, "open", failing, raising=False)
     made = pipeline.cohort()
@@ -121,14 +125,7 @@ def test_series_with_a_slice_that_cannot_be_read_is_left_out(
 def test_series_in_a_folder_that_nobody_may_look_into_is_left_out(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    raw = pipeline.root / "raw"
-    for number in (1, 2):
-        write_series(raw / f"scans/{number}", slices=3)
-    write_csv(raw / "ct.csv", ("path",), [("scans/1",), ("scans/2",)])
-    pipeline.sources(
-        {"kind": "table", "root": "raw", "modality": "ct", "csv": "ct.csv", "public": True},
-        prepare={"max_skipped_fraction": 0.5},
-    )
+    two_series(pipeline)
     denied = PermissionError(errno.EACCES, "Permission denied")
     monkeypatch.setattr(Path, "iterdir", fails_at(Path.iterdir, denied, "scans/2"))
     made = pipeline.cohort()

@@ -40,6 +40,10 @@ def test_row_4_8_a_run_stopped_twice_within_epochs_ends_as_one_that_never_was(
     whole = toy_pipeline(tmp_path / "whole", **VARIANTS[variant])
     whole.train()
     torn = toy_pipeline(tmp_path / "torn", block={"workers": workers}, **VARIANTS[variant])
+    check_stopped_twice(whole, torn, monkeypatch)
+
+
+def check_stopped_twice(whole, torn, monkeypatch):
     stop_at(monkeypatch, [2, 9])
     for _ in range(2):
         with pytest.raises(TrainingInterrupted):
@@ -54,12 +58,7 @@ def test_row_4_8_a_run_stopped_twice_on_a_gpu_ends_as_one_that_never_was(tmp_pat
     block = {"device": "cuda", "precision": "auto", "deterministic": True, "workers": 2}
     whole, torn = (toy_pipeline(tmp_path / name, block=block, **VARIANTS[variant]) for name in ("one", "two"))
     whole.train()
-    stop_at(monkeypatch, [2, 9])
-    for _ in range(2):
-        with pytest.raises(TrainingInterrupted):
-            torn.train()
-    assert torn.train().epochs_finished == 2
-    assert_same(result(whole), result(torn))
+    check_stopped_twice(whole, torn, monkeypatch)
 
 
 def test_a_run_stopped_after_its_last_step_validates_and_ends_the_same(tmp_path, monkeypatch):
