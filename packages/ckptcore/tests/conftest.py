@@ -26,3 +26,15 @@ def tiny_file(tmp_path: Path) -> Path:
     import ckptcore
 
     return ckptcore.save(tmp_path / "tiny.pt", tiny_state(), {"roles": ["latest"]})
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Holds the writer thread of managers while it writes."""
+    from managed import Gate
+
+    from ckptcore import manager
+
+    found = Gate(manager.write)
+    monkeypatch.setattr(manager, "write", found)
+    return found
