@@ -23,6 +23,9 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
+# DVC, killed while it writes its own notes, does not start again before they are mended.
+REPRO := radfuse recover --quiet && dvc repro
+
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
@@ -46,23 +49,23 @@ $(STAMP): Makefile constraints.txt $(wildcard packages/*/pyproject.toml)
 	@touch $@
 
 demo: setup ## the whole pipeline on a synthetic cohort: images, three trainings, ensemble, report, exports
-	dvc repro
+	$(REPRO)
 	@cat reports/summary.txt
 
 xray: setup ## the chest X-ray branch: images, training, predictions
-	dvc repro predict_xray
+	$(REPRO) predict_xray
 
 ct: setup ## the chest CT branch
-	dvc repro predict_ct
+	$(REPRO) predict_ct
 
 mri: setup ## the brain MRI branch
-	dvc repro predict_mri
+	$(REPRO) predict_mri
 
 ensemble: setup ## all branches and the ensemble over them
-	dvc repro ensemble
+	$(REPRO) ensemble
 
 export: setup ## all models as ONNX and TorchScript, checked against their checkpoints
-	dvc repro export
+	$(REPRO) export
 
 ui: setup ## compare runs in the browser: MLflow at http://127.0.0.1:5000, this machine only
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(RUN) mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db \

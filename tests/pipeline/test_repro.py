@@ -155,10 +155,10 @@ def test_row_4_9_an_export_answers_for_a_raw_file_as_the_prediction_table_says(f
     assert float(got.group(1)) == pytest.approx(float(row["calibrated:Atelectasis"]), abs=2e-4)
 
 
-def test_every_command_takes_help_and_all_but_init_take_other_parameters(tmp_path: Path) -> None:
+def test_every_command_takes_help_and_all_that_have_parameters_take_others(tmp_path: Path) -> None:
     commands = (
         "init", "phantom", "cohort", "prepare", "train", "predict-split", "ensemble", "evaluate", "export",
-        "predict", "validate", "promote", "whois",
+        "predict", "validate", "promote", "whois", "recover",
     )  # fmt: skip
     anywhere = Pipeline(tmp_path)
     listed = anywhere.run("radfuse", "--help").stdout.partition("Commands:")[2]
@@ -167,4 +167,4 @@ def test_every_command_takes_help_and_all_but_init_take_other_parameters(tmp_pat
         said = anywhere.run("radfuse", command, "--help").stdout
         assert f"Usage: radfuse {command}" in said, command
         for option in ("--params", "--set"):
-            assert (option in said) == (command != "init"), (command, option)
+            assert (option in said) == (command not in ("init", "recover")), (command, option)

@@ -28,9 +28,10 @@ def check(killed: Pipeline, finished: Pipeline) -> None:
     assert storms.tracked(killed.root) == storms.tracked(finished.root)
 
 
-def show(record: RECORD, stops: dict[str, int]) -> None:
-    """Count the stops in the summary of the test run."""
-    record("shown", "\n".join(f"{stage:15} {count} times" for stage, count in sorted(stops.items())))
+def show(record: RECORD, stops: storms.Stops) -> None:
+    """Count the stops in the summary of the test run, and what of DVC's own they cut off."""
+    counts = [f"{stage:15} {count} times" for stage, count in sorted(stops.of.items())]
+    record("shown", "\n".join([*counts, *(line for line in stops.mended if "cut off" in line)]))
 
 
 def test_preparation_and_training_that_were_killed_end_as_if_they_had_not_been(
@@ -38,7 +39,7 @@ def test_preparation_and_training_that_were_killed_end_as_if_they_had_not_been(
 ) -> None:
     under_fire = {name: seconds[name] for name in ("prepare_xray", "train_xray")}
     stops = storms.storm(killed, ["train_xray"], under_fire, random.Random(0), signal.SIGKILL)
-    assert stops.keys() == under_fire.keys()
+    assert stops.of.keys() == under_fire.keys()
     expected, found = storms.outcome(finished.root), storms.outcome(killed.root)
     for name in found:
         assert found[name] == expected[name], name
@@ -54,7 +55,7 @@ def test_a_pipeline_that_was_killed_in_every_stage_ends_as_if_it_had_not_been(
     killed: Pipeline, finished: Pipeline, seconds: dict[str, float], round_: int, record_property: RECORD
 ) -> None:
     stops = storms.storm(killed, [], seconds, random.Random(round_), signal.SIGKILL)
-    assert stops.keys() == seconds.keys()
+    assert stops.of.keys() == seconds.keys()
     check(killed, finished)
     show(record_property, stops)
 
@@ -65,7 +66,7 @@ def test_a_pipeline_that_was_told_to_stop_in_every_stage_ends_as_if_it_had_not_b
     killed: Pipeline, finished: Pipeline, seconds: dict[str, float], how: str, record_property: RECORD
 ) -> None:
     stops = storms.storm(killed, [], seconds, random.Random(how), storms.SIGNALS[how])
-    assert stops.keys() == seconds.keys()
+    assert stops.of.keys() == seconds.keys()
     check(killed, finished)
     show(record_property, stops)
 

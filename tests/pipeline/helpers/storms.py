@@ -1,4 +1,7 @@
-"""Stops `dvc repro` at random moments until it finishes, and tells what a pipeline came to."""
+"""Stops `dvc repro` at random moments until it finishes, and tells what a pipeline came to.
+
+Before each attempt comes `radfuse recover`, as in the targets of make.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +38,22 @@ _SHIFTING = re.compile(
 """Files whose names or number follow from when they were made, and the copies of the code."""
 
 
+@dataclass
+class Stops:
+    """What a storm did.
+
+    Attributes:
+        of: how often each stage was stopped.
+        mended: what `radfuse recover` said before the attempts that followed.
+    """
+
+    of: Counter[str] = field(default_factory=Counter)
+    mended: list[str] = field(default_factory=list)
+
+
 def storm(
     pipeline: Pipeline, targets: Sequence[str], seconds: Mapping[str, float], chance: random.Random, how: int
-) -> Counter[str]:
+) -> Stops:
     """Run `dvc repro`, stop it in every stage once or twice at any moment, and go on until it finishes.
 
     Args:
@@ -45,21 +62,19 @@ def storm(
         seconds: that each stage to be stopped takes.
         chance: draws how often and when.
         how: signal to the whole group of processes.
-
-    Returns:
-        How often each stage was stopped.
     """
-    stops: Counter[str] = Counter()
+    stops = Stops()
     wanted = {stage: chance.choice((1, 2, 2)) for stage in seconds}
     for attempt in range(_MOST_ATTEMPTS):
         log = pipeline.root.with_name(f"{pipeline.root.name}.{attempt}.log")
-        code, stage = _attempt(pipeline, targets, log, seconds, wanted, stops, chance, how)
+        stops.mended += pipeline.run("radfuse", "recover", "--quiet").stdout.splitlines()
+        code, stage = _attempt(pipeline, targets, log, seconds, wanted, stops.of, chance, how)
         if stage is not None:
-            stops[stage] += 1
+            stops.of[stage] += 1
             continue
         assert code == 0, log.read_text(encoding="utf-8")
         return stops
-    raise AssertionError(f"not finished after {_MOST_ATTEMPTS} attempts: {dict(stops)}")
+    raise AssertionError(f"not finished after {_MOST_ATTEMPTS} attempts: {dict(stops.of)}")
 
 
 def _attempt(

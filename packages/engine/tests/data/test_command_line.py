@@ -13,7 +13,7 @@ from radfuse.engine.cli import commands
 
 CONTRACT = (
     "init", "cohort", "prepare", "train", "predict-split", "evaluate", "export", "predict", "validate",
-    "promote", "whois",
+    "promote", "whois", "recover",
 )  # fmt: skip
 
 

@@ -56,10 +56,11 @@ COMMANDS = {
     "validate": _engine("validate", "Test an exported model on another source of data."),
     "promote": _engine("promote", "Give the best checkpoint of a modality a version."),
     "whois": _engine("whois", "Look up whom a pseudonymous id stands for."),
+    "recover": _engine("recover", "Mend what DVC was writing when it was killed."),
 }
 _ORDER = (
     "init", "phantom", "cohort", "prepare", "train", "predict-split", "ensemble", "evaluate", "export",
-    "predict", "validate", "promote", "serve", "whois",
+    "predict", "validate", "promote", "serve", "whois", "recover",
 )  # fmt: skip
 
 

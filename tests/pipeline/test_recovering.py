@@ -1,0 +1,81 @@
+"""DVC is killed in the middle of what it writes in place; `radfuse recover` lets it start again."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from small_pipeline import Pipeline
+
+DVC_YAML = """\
+stages:
+  one: {cmd: echo 1 > a, outs: [a: {cache: false}]}
+  two: {cmd: cat a a > b, deps: [a], outs: [b: {cache: false}]}
+  three: {cmd: cat b b > c, deps: [b], outs: [c: {cache: false}]}
+"""
+KILLED = """\
+import os, signal, sys
+from dvc.cli import main
+from {module} import {name} as whole
+import {module} as place
+
+count = 0
+
+def cut_off(data, stream, *others, **options):
+    global count
+    count += 1
+    if count < {at}:
+        return whole(data, stream, *others, **options)
+    import io
+    text = io.StringIO()
+    whole(data, text, *others, **options)
+    stream.write(text.getvalue()[: int(len(text.getvalue()) * {part})])
+    stream.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+place.{name} = cut_off
+main(["repro"])
+"""
+"""Runs `dvc repro` and kills it within the given writing, a part of which has reached the disk."""
+
+
+@pytest.fixture
+def three_stages(tmp_path: Path) -> Pipeline:
+    (tmp_path / "dvc.yaml").write_text(DVC_YAML, encoding="utf-8")
+    made = Pipeline(tmp_path)
+    made.run("dvc", "init", "--no-scm", "--quiet")
+    return made
+
+
+def killed_within(pipeline: Pipeline, module: str, name: str, at: int, part: float) -> None:
+    script = KILLED.format(module=module, name=name, at=at, part=part)
+    pipeline.run(sys.executable, "-c", script, code=-signal.SIGKILL)
+
+
+def check(pipeline: Pipeline) -> str:
+    mended = pipeline.run("radfuse", "recover").stdout
+    ran = pipeline.run("dvc", "repro").stdout
+    assert (pipeline.root / "c").read_text(encoding="utf-8") == "1\n" * 4
+    assert "up to date" in pipeline.run("dvc", "status").stdout
+    assert pipeline.run("radfuse", "recover").stdout == "Nothing was cut off.\n"
+    return mended + ran
+
+
+@pytest.mark.parametrize("part", [0.0, 0.6])
+def test_dvc_goes_on_after_a_kill_while_it_noted_who_reads_what(three_stages: Pipeline, part: float) -> None:
+    killed_within(three_stages, "json", "dump", at=6, part=part)
+    assert "Unable to read RWLock-file" in three_stages.run("dvc", "repro", code=255).stderr
+    assert ".dvc/tmp/rwlock: removed, as it was cut off" in check(three_stages)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.75])
+def test_dvc_goes_on_after_a_kill_while_it_noted_what_was_made(three_stages: Pipeline, part: float) -> None:
+    killed_within(three_stages, "dvc.utils.serialize._yaml", "_dump", at=2, part=part)
+    said = check(three_stages)
+    if part:
+        assert "dvc.lock: cut off within two, which is looked at again; 1 other stages are kept" in said
+        assert "Stage 'one' didn't change" in said
+    else:
+        assert "dvc.lock: removed, as it was cut off in its first stage" in said
