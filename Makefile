@@ -24,7 +24,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 # DVC, killed while it writes its own notes, does not start again before they are mended.
-REPRO := radfuse recover --quiet && dvc repro
+REPRO := radfuse recover --quiet && exec dvc repro
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile

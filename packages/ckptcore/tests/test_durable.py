@@ -2,8 +2,11 @@
 
 import errno
 import os
+import signal
 import stat
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -239,13 +242,118 @@ def test_a_new_file_never_takes_a_taken_name(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["taken"]
 
 
+def left_over(folder: Path) -> Path:
+    """A temporary file that nobody is writing any more."""
+    path = durable.temporary_beside(folder / "a")
+    durable.remove_quietly(path)
+    path.write_text("unfinished")
+    return path
+
+
 def test_only_temporary_files_are_swept(tmp_path: Path) -> None:
-    for name in ("a.pt", ".hidden", ".ckptcore-x.tmp", "x.ckptcore-y.tmp"):
+    left, folder, link = (left_over(tmp_path) for _ in range(3))
+    for path in (folder, link):
+        path.unlink()
+    folder.mkdir()
+    link.symlink_to(left)
+    for name in ("a.pt", ".hidden", f"x{left.name}"):
         (tmp_path / name).write_text("x")
-    (tmp_path / ".ckptcore-folder.tmp").mkdir()
-    (tmp_path / ".ckptcore-link.tmp").symlink_to(tmp_path / "a.pt")
-    assert [path.name for path in durable.sweep(tmp_path)] == [".ckptcore-x.tmp"]
+    assert durable.sweep(tmp_path) == [left]
     assert (tmp_path / "a.pt").exists()
+
+
+WRITER = """
+import os, signal, sys
+from pathlib import Path
+from ckptcore import durable
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+folder = Path(sys.argv[1])
+"""
+KILLED = {
+    "written": "os.replace = die; durable.write_text(folder / 'a', 'new')",
+    "copied": "os.replace = die; durable.copy_durable(folder / 'a', folder / 'b')",
+    "named": "os.replace = die; durable.add_names(folder / 'a', [folder / 'b', folder / 'c'])",
+    "claimed": (
+        "os.link = die\n"
+        "with durable.staged(folder / 'b', 1) as (_, made): pass\n"
+        "durable.claim(made, folder / 'b')"
+    ),
+    "probed": "os.close = die; durable.require_writable(folder)",
+}
+
+
+def writer(folder: Path, what: str) -> subprocess.Popen[str]:
+    """Another process, at work in a folder."""
+    command = [sys.executable, "-c", WRITER + what, str(folder)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("reaped", [True, False], ids=["reaped", "a zombie"])
+@pytest.mark.parametrize("how", KILLED)
+def test_what_a_killed_process_left_goes_with_the_next_write_to_the_folder(
+    tmp_path: Path, how: str, reaped: bool
+) -> None:
+    (tmp_path / "a").write_text("old")
+    with writer(tmp_path, KILLED[how]) as killed:
+        ended = os.waitid(os.P_PID, killed.pid, os.WEXITED | (0 if reaped else os.WNOWAIT))
+        assert ended is not None and ended.si_status == signal.SIGKILL
+        left = set(os.listdir(tmp_path)) - {"a"}
+        assert left and all(map(durable.is_temporary, left))
+        durable.write_text(tmp_path / "a", "newer")
+        assert os.listdir(tmp_path) == ["a"]
+
+
+def test_what_a_living_process_writes_stays_while_others_write_to_the_folder(tmp_path: Path) -> None:
+    held = "with durable.staged(folder / 'b', 1) as (_, made): print(flush=True); input()\n"
+    with writer(tmp_path, held + "durable.publish(made, [folder / 'b'])") as living:
+        assert living.stdout is not None and living.stdout.readline() == "\n"
+        durable.write_text(tmp_path / "a", "x")
+        assert len(os.listdir(tmp_path)) == 2
+        living.communicate("\n", timeout=60)
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+def test_what_this_process_writes_stays_however_its_folder_is_spelt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with durable.staged(Path("a"), 1) as (_, unfinished):
+        durable.write_text(tmp_path / "b", "x")
+        assert unfinished.exists()
+    durable.publish(unfinished, [Path("a")])
+    assert sorted(os.listdir()) == ["a", "b"]
+
+
+def renamed(path: Path, at: int, part: str) -> Path:
+    """The file under a name with another machine (1), process (2) or beginning of that process (3)."""
+    parts = path.name.split("-")
+    return path.rename(path.with_name("-".join([*parts[:at], part, *parts[at + 1 :]])))
+
+
+def test_a_process_that_was_given_the_number_of_a_killed_one_keeps_nothing(tmp_path: Path) -> None:
+    for process in (os.getpid(), os.getppid()):
+        renamed(renamed(left_over(tmp_path), 2, str(process)), 3, "1")
+    durable.write_text(tmp_path / "a", "x")
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_what_another_machine_writes_stays_for_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_text("x")
+    os.utime(tmp_path / "a", (0, 0))
+    theirs = renamed(left_over(tmp_path), 1, "0123abcd")
+    further = renamed(left_over(tmp_path), 1, "0123abcd")
+    further.unlink()
+    os.link(tmp_path / "a", further)
+    nameless = tmp_path / ".ckptcore-x.tmp"
+    nameless.write_text("x")
+    assert durable.sweep(tmp_path) == []
+    tomorrow = time.time() + 86_401
+    monkeypatch.setattr(time, "time", lambda: tomorrow)
+    assert set(durable.sweep(tmp_path)) == {theirs, further, nameless}
+    assert os.listdir(tmp_path) == ["a"]
 
 
 def test_folders_that_are_made_are_synced_in_the_one_above(
@@ -334,6 +442,12 @@ def test_a_disk_full_to_the_last_byte_still_has_its_old_file(small_disk: Path) -
             action()
     assert sorted(os.listdir(small_disk)) == ["a.pt", "filler"]
     assert ckptcore.load(path)["epoch"] == 1
+
+
+def test_room_that_a_killed_process_took_is_there_again_for_the_next_write(small_disk: Path) -> None:
+    left_over(small_disk).write_bytes(bytes(700_000))
+    durable.write_bytes(small_disk / "a", bytes(700_000))
+    assert os.listdir(small_disk) == ["a"]
 
 
 def test_a_read_only_folder_is_an_error_that_says_so_and_can_still_be_read(small_disk: Path) -> None:

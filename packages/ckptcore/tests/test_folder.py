@@ -70,8 +70,10 @@ def test_sweeping_takes_unfinished_files_of_both_folders_and_nothing_else(tmp_pa
     hidden = tmp_path / ".ckptcore"
     hidden.mkdir()
     for where in (tmp_path, hidden):
-        (where / ".ckptcore-killed.tmp").write_bytes(b"unfinished")
-        assert durable.is_temporary(".ckptcore-killed.tmp")
+        killed = durable.temporary_beside(where / "a")
+        durable.remove_quietly(killed)  # From now on nobody is writing it.
+        killed.write_bytes(b"unfinished")
+        assert durable.is_temporary(killed.name)
         (where / ".ckptcore-mine").write_bytes(b"")
         (where / "a.tmp").write_bytes(b"")
     folder.sweep(tmp_path)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import ckptcore
-from ckptcore import layouts
+from ckptcore import durable, layouts
 from ckptcore.errors import DamagedCheckpoint, FolderBusy, UsageError
 
 
@@ -146,3 +149,23 @@ def test_a_pinned_name_is_not_replaced_and_nothing_is_copied(tmp_path: Path) -> 
     with pytest.raises(UsageError, match=r"is pinned \(paper\)"):
         ckptcore.publish(tmp_path / "second", target)
     assert contents(target) == before
+
+
+KILLED = """
+import os, signal, sys
+import ckptcore
+from ckptcore import durable
+
+durable.publish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+ckptcore.publish(*sys.argv[1:])
+"""
+
+
+def test_a_publication_that_was_killed_leaves_nothing_when_it_is_made_again(tmp_path: Path) -> None:
+    work, target = tmp_path / "work", tmp_path / "published"
+    train(work, 4)
+    killed = subprocess.run([sys.executable, "-c", KILLED, work, target], timeout=60, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert [durable.is_temporary(name) for name in os.listdir(target)] == [True]
+    published = ckptcore.publish(work, target)
+    assert sorted(target.iterdir()) == sorted(published)

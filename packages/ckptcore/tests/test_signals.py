@@ -82,7 +82,9 @@ def await_line(process: subprocess.Popen[str], line: str) -> None:
     raise AssertionError(f"the process ended before it said {line!r}")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_a_signal_saves_the_latest_state_and_ends_with_its_code(
     number: signal.Signals, code: int, started: subprocess.Popen[str], tmp_path: Path
 ) -> None:
@@ -269,3 +271,17 @@ def test_outside_the_main_thread_signals_are_left_alone(tmp_path: Path) -> None:
     thread.join()
     assert found == [before]
     assert load(tmp_path / "latest.pt").epochs_finished == 1
+
+
+def test_a_run_that_ignores_the_end_of_its_terminal_goes_on_ignoring_it() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    flag = signals.SignalFlag()
+    try:
+        flag.install()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert flag.received is None
+        flag.restore()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        flag.restore()
+        signal.signal(signal.SIGHUP, before)

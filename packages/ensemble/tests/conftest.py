@@ -1,4 +1,4 @@
-"""The helper that draws pipelines (the engine's), on the path; one fitted pipeline, and copies of it."""
+"""The engine's helpers that draw pipelines and kill stages, on the path; one fitted pipeline, and copies."""
 
 import shutil
 import sys
@@ -9,9 +9,9 @@ import pytest
 from radfuse.engine.cli import run
 from radfuse.engine.places import Places
 
-HELPERS = Path(__file__).parents[2] / "engine" / "tests" / "evaluation"
-sys.path.insert(0, str(HELPERS))
-sys.path.insert(0, str(Path(__file__).parent))
+ENGINE = Path(__file__).parents[2] / "engine" / "tests"
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(ENGINE / "evaluation"), str(ENGINE / "data" / "helpers")]
 
 
 @pytest.fixture(scope="session")

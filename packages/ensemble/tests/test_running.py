@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import killed_stage
 import numpy as np
 import pandas as pd
 import pytest
@@ -209,6 +210,23 @@ def test_a_second_run_writes_the_same_bytes(copied: Places) -> None:
     before = written()
     assert command("ensemble", copied) == 0
     assert written() == before
+
+
+def test_an_ensemble_that_was_killed_leaves_nothing_when_it_is_fitted_again(copied: Places) -> None:
+    (own,) = (path for path in copied.work("ensemble").iterdir() if path.is_dir())
+    # What is published in the work folder is kept, and would not be on its way again.
+    script = f"import shutil\nshutil.rmtree({str(own / 'published')!r})\n"
+    script += killed_stage.command("ensemble", copied.root)
+    names = ["ensemble_history.json", "meta_learner.pth"]
+    killed_stage.check_nothing_is_left(copied.root, names, script, lambda: command("ensemble", copied))
+
+
+def test_the_picture_of_the_weights_is_whole_when_its_drawing_was_killed(tmp_path: Path) -> None:
+    killed_stage.check_figure_is_whole(
+        tmp_path / "weights.png",
+        "import numpy as np\nfrom radfuse.ensemble.pictures import weights_picture\n"
+        "weights_picture(path, np.ones((1, 1)), ['xray'], ['copd'])\n",
+    )
 
 
 def test_an_older_ensemble_goes_when_another_one_is_fitted(copied: Places) -> None:

@@ -1,17 +1,22 @@
 """The only module that changes the file system: everything that must survive a power cut goes through here.
 
 A file appears under its name in four steps: written to a hidden temporary file beside the target, fsync,
-rename, fsync of the folder. Until the last step the old file stands; after it the new one does.
+rename, fsync of the folder. Until the last step the old file stands; after it the new one does. Whoever is
+killed before leaves the temporary file, and the next one who writes to the folder removes it.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
+import re
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from ckptcore.errors import DiskFull, FolderNotWritable
@@ -19,7 +24,12 @@ from ckptcore.errors import DiskFull, FolderNotWritable
 TEMPORARY_PREFIX = ".ckptcore-"
 TEMPORARY_SUFFIX = ".tmp"
 _in_flight: set[str] = set()
-"""Temporary files that this process is writing, perhaps in another thread."""
+"""Names of the temporary files that this process is writing, perhaps in another thread."""
+_WRITER = re.compile(
+    r"\.ckptcore-(?P<machine>[0-9a-f]{8})-(?P<process>[1-9]\d{0,8})-(?P<begun>\d*)-[0-9a-f]{16}\.tmp"
+)
+_ABANDONED = 86_400.0
+"""Seconds after which a temporary file of another machine, whose processes nobody sees here, is left over."""
 
 _FICLONE = 0x40049409
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
@@ -34,8 +44,11 @@ def is_temporary(name: str) -> bool:
 
 def temporary_beside(target: Path) -> Path:
     """A fresh name for an unfinished file in the folder of its target."""
-    path = target.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
-    _in_flight.add(str(path))
+    process = os.getpid()
+    writer = f"{_machine()}-{process}-{_begun(process) or ''}"
+    path = target.parent / f"{TEMPORARY_PREFIX}{writer}-{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+    # The name alone, which is nobody else's: a folder may be spelt in several ways.
+    _in_flight.add(path.name)
     return path
 
 
@@ -104,7 +117,7 @@ def require_writable(folder: Path) -> None:
     try:
         os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         os.unlink(probe)
-        _in_flight.discard(str(probe))
+        _in_flight.discard(probe.name)
     except OSError as error:
         raise FolderNotWritable(
             f"cannot write to {folder}: {error.strerror}. Ask for write permission, or give another folder."
@@ -128,6 +141,8 @@ def sync_folder(folder: Path) -> None:
 def staged(target: Path, size: int, mode: int | None = None) -> Iterator[tuple[int, Path]]:
     """A temporary file beside the target; durable when the block ends, gone when it fails.
 
+    What killed writers left beside the target goes first.
+
     Args:
         target: the name that the file will get.
         size: bytes that will be written, to refuse before the first one if they do not fit.
@@ -139,6 +154,9 @@ def staged(target: Path, size: int, mode: int | None = None) -> Iterator[tuple[i
     Raises:
         DiskFull: the space is not there, before or while writing.
     """
+    with suppress(OSError):
+        # Before the room is measured, as it may be what they left that fills the disk.
+        sweep(target.parent)
     free = free_bytes(target.parent)
     if size > free:
         raise DiskFull(target, size, free)
@@ -236,7 +254,7 @@ def replace(source: Path, target: Path) -> None:
     os.replace(source, target)
     if source.exists():
         os.unlink(source)
-    _in_flight.discard(str(source))
+    _in_flight.discard(source.name)
 
 
 def copy_durable(source: Path, target: Path, mode: int | None = None) -> None:
@@ -298,7 +316,7 @@ def _link_or_rename(temporary: Path, target: Path) -> None:
         os.rename(temporary, target)
     else:
         os.unlink(temporary)
-    _in_flight.discard(str(temporary))
+    _in_flight.discard(temporary.name)
 
 
 def remove(path: Path) -> None:
@@ -311,7 +329,7 @@ def remove_quietly(path: Path) -> None:
     """Delete a temporary file as far as that can be done; it is swept away later otherwise."""
     with suppress(OSError):
         os.unlink(path)
-    _in_flight.discard(str(path))
+    _in_flight.discard(path.name)
 
 
 def move(source: Path, target: Path) -> None:
@@ -343,27 +361,66 @@ def move_link(source: Path, target: Path, aim: str) -> None:
 
 
 def sweep(folder: Path) -> list[Path]:
-    """Delete the temporary files that killed writers left in a folder. Only the holder of its lock may call
-    this; what somebody else is writing (a promotion, a file saved by hand) stays.
+    """Delete the temporary files that killed writers left in a folder; what anybody is writing stays.
+
+    Other machines and containers may write to the folder, too. Whether their processes live is not to be
+    seen here, so their files go when nothing was done to them for a day; so do those whose name says nothing.
     """
     gone = []
-    for entry in os.scandir(folder):
-        left = is_temporary(entry.name) and entry.is_file(follow_symlinks=False)
-        if left and entry.path not in _in_flight and not _is_being_written(entry.name):
-            remove_quietly(Path(entry.path))
-            gone.append(Path(entry.path))
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            left = is_temporary(entry.name) and entry.is_file(follow_symlinks=False)
+            if left and not _is_being_written(entry):
+                remove_quietly(Path(entry.path))
+                gone.append(Path(entry.path))
     return gone
 
 
-def _is_being_written(name: str) -> bool:
-    """Whether another living process of this machine gave a temporary file its name."""
-    number = name.removeprefix(TEMPORARY_PREFIX).split("-", 1)[0]
-    if not number.isdigit() or len(number) > 9 or int(number) in (0, os.getpid()):
-        return False
-    try:
-        os.kill(int(number), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
+def _is_being_written(entry: os.DirEntry[str]) -> bool:
+    """Whether who gave a temporary file its name may still live."""
+    writer = _WRITER.fullmatch(entry.name)
+    if entry.name in _in_flight:
         return True
-    return True
+    if writer is None or writer["machine"] != _machine():
+        with suppress(FileNotFoundError):
+            # The time of the inode: a further name of an old file is as old as the file by any other.
+            return time.time() - entry.stat(follow_symlinks=False).st_ctime < _ABANDONED
+        return True
+    process = int(writer["process"])
+    begun = None if process == os.getpid() else _begun(process)
+    return begun is not None and (begun == writer["begun"] or not (begun and writer["begun"]))
+
+
+def _begun(process: int) -> str | None:
+    """When a process of this machine began, as the kernel counts; empty where it does not tell.
+
+    Numbers of processes are given again, soon so in a container or after a restart; number and beginning
+    together are not.
+
+    Returns:
+        None for a process that has ended, even if its parent has not asked how.
+    """
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    try:
+        with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as stream:
+            told = stream.read().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return None if told[0] in "ZX" else told[19]
+
+
+@cache
+def _machine() -> str:
+    """Names the machine, and the container where that counts its processes for itself."""
+    told: list[object] = [os.uname().nodename]
+    # Several machines may have one name, such as localhost.
+    with suppress(OSError):
+        told.append(Path("/etc/machine-id").read_bytes())
+    with suppress(OSError):
+        told.append(os.stat("/proc/self/ns/pid").st_ino)
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:8]

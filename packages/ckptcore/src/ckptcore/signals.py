@@ -8,7 +8,8 @@ import threading
 from types import FrameType
 from typing import Any
 
-WATCHED = (signal.SIGTERM, signal.SIGINT)
+WATCHED = (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+"""SIGHUP comes when a terminal is closed or its connection breaks."""
 
 _flags: list[SignalFlag] = []
 _former: dict[int, Any] = {}
@@ -45,7 +46,9 @@ class SignalFlag:
             return
         if not _flags:
             for number in WATCHED:
-                _former[number] = signal.signal(number, _handle)
+                # Ignored already, as by nohup, it is to change nothing.
+                if number in (signal.SIGTERM, signal.SIGINT) or signal.getsignal(number) != signal.SIG_IGN:
+                    _former[number] = signal.signal(number, _handle)
         _flags.append(self)
 
     def restore(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from killed_stage import check_nothing_is_left
 from pipelines import Pipeline, write_csv, write_png, xray_table
 from volumes import write_case, write_series
 
@@ -351,6 +352,13 @@ def test_a_cohort_whose_writing_was_stopped_is_no_cohort(
         pipeline.prepare("xray")
     assert pipeline.prepared("xray").split_digest == before, "nothing was prepared again in vain"
     assert pipeline.cohort("split.seed=7").stamp["digest"] != before
+
+
+def test_a_cohort_that_was_killed_leaves_nothing_when_it_is_made_again(pipeline: Pipeline) -> None:
+    pipeline.sources({**xray_table(pipeline.root / "raw", patients=4), "public": True})
+    pipeline.cohort()
+    names = ["splits.json", "identity.parquet"]
+    check_nothing_is_left(pipeline.root, names, pipeline.script("cohort()"), pipeline.cohort)
 
 
 def test_command_shows_counts_and_what_was_left_out(pipeline: Pipeline, radfuse: Callable[..., Any]) -> None:

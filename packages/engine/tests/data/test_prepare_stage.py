@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import psutil
 import pytest
 from dying import die_on_odd_ones
 from filelock import FileLock
+from killed_stage import check_nothing_is_left
 from pipelines import MR_VOLUME, RADIOGRAPH, Pipeline, Toy, xray_table
 from volumes import write_case, write_nifti, write_series
 
@@ -274,11 +276,8 @@ def test_killed_run_leaves_nobody_behind_and_the_next_one_finishes(
     pipeline.cohort()
     script = tmp_path / "prepare.py"
     script.write_text(
-        "import sys\nfrom pathlib import Path\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent / 'helpers')!r})\n"
-        "from pipelines import Pipeline\n"
-        "if __name__ == '__main__':\n"
-        f"    Pipeline(Path({str(pipeline.root)!r})).prepare('xray', None, 'prepare.workers=2')\n"
+        f"import sys\nsys.path.insert(0, {str(Path(__file__).parent / 'helpers')!r})\n"
+        + pipeline.script("prepare('xray', None, 'prepare.workers=2')")
     )
     running = subprocess.Popen([sys.executable, script], start_new_session=True)
     journal = pipeline.places.data / "prepared" / ".xray.journal.jsonl"
@@ -297,6 +296,13 @@ def test_killed_run_leaves_nobody_behind_and_the_next_one_finishes(
     result = pipeline.prepare("xray")
     assert result.prepared == len(arrays(pipeline)) == 60
     assert result.kept >= 1
+
+
+def test_a_preparation_that_was_killed_leaves_nothing_when_it_is_made_again(chests: Pipeline) -> None:
+    chests.prepare("xray")
+    again = partial(chests.prepare, "xray")
+    names = [".xray.journal.jsonl", "manifest.parquet"]
+    check_nothing_is_left(chests.root, names, chests.script("prepare('xray')"), again)
 
 
 def job_of(sample: str, file: str, folder: Path) -> Job:

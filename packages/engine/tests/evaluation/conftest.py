@@ -1,4 +1,4 @@
-"""The folder of the helper module that draws pipelines, on the path; and one such pipeline."""
+"""The helper modules that draw pipelines and that kill stages, on the path; and one such pipeline."""
 
 import shutil
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "data" / "helpers"))
 
 from radfuse.engine.places import Places
 

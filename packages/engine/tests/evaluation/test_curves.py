@@ -13,6 +13,7 @@ from simulated_pipeline import write_predictions
 
 from radfuse.engine import predictions
 from radfuse.engine.cli import run
+from radfuse.engine.drawing import write_png
 from radfuse.engine.evaluation import curves, figures
 from radfuse.engine.evaluation.results import Results
 from radfuse.engine.evaluation.summary import metrics
@@ -114,13 +115,12 @@ def test_dice_of_few_patients_is_not_drawn() -> None:
 def remarks(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """What figures say below themselves, by their name."""
     said: dict[str, str] = {}
-    save = figures._save
 
-    def note(figure: Any, path: Path) -> None:
+    def note(figure: Any, path: Path, dpi: int) -> None:
         said[path.stem] = " ".join(figure.get_supxlabel().split())
-        save(figure, path)
+        write_png(figure, path, dpi)
 
-    monkeypatch.setattr(figures, "_save", note)
+    monkeypatch.setattr(figures, "write_png", note)
     return said
 
 

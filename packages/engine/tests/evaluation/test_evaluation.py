@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from killed_stage import check_nothing_is_left, command
 from simulated_pipeline import pipeline, write_model, write_predictions
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
@@ -244,6 +245,12 @@ def test_an_evaluation_that_was_stopped_leaves_no_figures_beside_those_of_an_ear
 
 def stopped(*_: Any) -> Any:
     raise KeyboardInterrupt
+
+
+def test_an_evaluation_that_was_killed_leaves_nothing_when_it_is_made_again(places: Places) -> None:
+    assert evaluate(places) == 0
+    names = ["ct_roc.png", "malignant.csv", "ct.json"]
+    check_nothing_is_left(places.root, names, command("evaluate", places.root), lambda: evaluate(places))
 
 
 def test_the_metrics_are_written_last(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +17,7 @@ import pytest
 import torch
 
 import ckptcore
+from ckptcore import durable
 from radfuse.engine import predictions
 from radfuse.engine.cli import run
 from radfuse.engine.export.cards import UntrustedExport
@@ -344,3 +348,58 @@ def test_averaged_weights_are_what_is_exported(export: Export, pipeline) -> None
     traced = load_torchscript(pipeline.places.exports / "film_torchscript.pt")
     weights = dict(traced.named_parameters())
     torch.testing.assert_close(weights["network.0.weight"], average["0.weight"])
+
+
+KILLED_IN_PUBLISH = """
+import os, signal, sys
+from ckptcore import durable
+from radfuse.engine.cli import run
+publish = durable.publish
+def killed(temporary, names):
+    if names[0].name == sys.argv[1]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    publish(temporary, names)
+durable.publish = killed
+sys.exit(run(sys.argv[2:]))
+"""
+
+
+def killed_in_publishing(pipeline, name: str, *arguments: str) -> None:
+    """``radfuse export`` as a process that is killed as it is about to give a file its name."""
+    words = ["export", "film", *arguments, "--params", str(pipeline.file)]
+    found = subprocess.run(
+        [sys.executable, "-c", KILLED_IN_PUBLISH, name, *words],
+        env={**os.environ, "PYTHONPATH": str(TOY)}, start_new_session=True, check=False,
+    )  # fmt: skip
+    assert found.returncode == -signal.SIGKILL
+    assert any(durable.is_temporary(left) for left in files(pipeline))
+
+
+def test_export_that_was_killed_as_it_gave_files_their_names_is_refused_and_leaves_nothing_the_next_time(
+    export: Export, pipeline
+) -> None:
+    folder = pipeline.places.exports
+    killed_in_publishing(pipeline, "film_onnx.json")
+    there = [name for name in files(pipeline) if not durable.is_temporary(name)]
+    assert there == ["film_onnx.onnx", "film_torchscript.pt"]
+    with pytest.raises(CardError):
+        Predictor(folder / "film_onnx.onnx")
+    with pytest.raises(UntrustedExport):
+        load_torchscript(folder / "film_torchscript.pt")
+    assert export("film")[0] == 0
+    assert files(pipeline) == FILM
+    assert load_torchscript(folder / "film_torchscript.pt") is not None
+
+
+def test_earlier_export_of_another_model_is_not_taken_for_that_of_a_killed_one(
+    export: Export, pipeline
+) -> None:
+    form = ("--set", "export.formats=[torchscript]")
+    assert export("film", *form)[0] == 0
+    pipeline.train("film", seed=3)
+    assert run(["predict-split", "film", "--params", str(pipeline.file)]) == 0
+    killed_in_publishing(pipeline, "film_torchscript.json", *form)
+    with pytest.raises(UntrustedExport):
+        load_torchscript(pipeline.places.exports / "film_torchscript.pt")
+    assert export("film", *form)[0] == 0
+    assert files(pipeline) == FILM[2:]

@@ -37,6 +37,26 @@ def test_workers_change_nothing(toy):
     helped.close()
 
 
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_workers_change_nothing_where_a_sum_is_split_among_threads(toy, monkeypatch, two_threads):
+    def augment(self, image, mask, random, settings):
+        large = torch.from_numpy(random.normal(size=(16, 224, 224)).astype("float32"))
+        return image + large.mean((1, 2)).sum() + large.mean(), mask
+
+    monkeypatch.setattr(type(modality("toy")), "augment", augment)
+    alone, helped = loader(toy, workers=0), loader(toy, workers=1)
+    same(batches(alone, 0), batches(helped, 0))
+    helped.close()
+    assert torch.get_num_threads() == 2
+
+
 def test_an_epoch_from_its_third_batch_on_is_the_rest_of_the_whole_one(toy):
     loaded = loader(toy)
     whole = batches(loaded, 1)

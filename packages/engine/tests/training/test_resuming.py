@@ -1,6 +1,9 @@
 """A run that was stopped anywhere ends bit-identical to one that never was."""
 
+import json
 import logging
+import os
+import signal
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -160,13 +163,22 @@ def test_a_checkpoint_that_lacks_what_came_later_is_gone_on_from(toy, tmp_path):
     assert (outcome.trained, outcome.epochs_finished) == (True, 3)
 
 
-def test_row_5_6_more_epochs_go_on_from_another_run_whose_parent_is_recorded(toy):
+def steps_done(monkeypatch):
+    """The global steps of trainings from now on."""
+    done, count = [], Run.count
+    monkeypatch.setattr(Run, "count", lambda run, *told: (count(run, *told), done.append(run.at.step)))
+    return done
+
+
+def test_row_5_6_more_epochs_go_on_from_another_run_whose_parent_is_recorded(toy, monkeypatch):
     first = toy.train()
     latest = f".work/toy/{first.key}/tiny_latest.pth"
     stages = yaml.safe_dump(
         [{"name": "all", "epochs": 4, "learning_rate": 0.01}], default_flow_style=True
     ).strip()
+    done = steps_done(monkeypatch)
     second = toy.train(f"train.toy.continue_from={latest}", f"train.toy.stages={stages}")
+    assert done == list(range(13, 25))
     assert second.key != first.key and second.epochs_finished == 4
     checkpoint = ckptcore.load(toy.places.work("toy") / second.key / "tiny_latest.pth")
     assert len(checkpoint["history"]["train_loss"]) == 4 and checkpoint["global_step"] == 24
@@ -182,6 +194,62 @@ def test_row_5_4_a_file_of_the_run_is_gone_on_from_when_named(tmp_path):
     assert_same(before, result(pipeline))
     with pytest.raises(SettingsError, match=r"--resume: expected a file, got nowhere\.pth"):
         pipeline.train(resume="nowhere.pth")
+    assert not pipeline.train().trained
+
+
+def test_a_file_of_another_run_is_gone_on_from_in_a_folder_of_its_own(toy, tmp_path, monkeypatch):
+    longer = f"train.toy.stages={stages(3)}"
+    first, clean = toy.train(), toy.train(longer)
+    before = result(toy, toy.places.work("toy") / clean.key)
+    latest = toy.places.work("toy") / first.key / "tiny_latest.pth"
+    with monkeypatch.context() as patch:
+        stop_at(patch, [14])
+        with pytest.raises(TrainingInterrupted):
+            toy.train(longer, resume=str(latest))
+    done = steps_done(monkeypatch)
+    other = toy.train(longer, resume=str(latest))
+    # The same command goes on where it was stopped, and not at the file again.
+    assert done == [15, 16, 17, 18]
+    assert other.key not in (first.key, clean.key)
+    assert_same(before, result(toy, toy.places.work("toy") / clean.key))
+    assert not toy.train(longer).trained
+
+
+def test_a_finished_run_with_another_learning_rate_is_refused_with_what_to_type(toy):
+    first = toy.train()
+    latest = toy.places.work("toy") / first.key / "tiny_latest.pth"
+    slower = f"train.toy.stages={stages(2, rate=1e-3)}"
+    for _ in range(2):
+        with pytest.raises(
+            SettingsError, match=r"has 2 epochs already, and train\.toy\.stages asks for 2"
+        ) as told:
+            toy.train(slower, f"train.toy.continue_from={latest}")
+    setting = str(told.value).rsplit("--set ", 1)[1]
+    assert setting.startswith("train.toy.weights=")
+    assert toy.train(slower, setting).trained
+    assert not toy.train().trained
+
+
+def test_published_checkpoints_are_not_gone_on_from_under_dvc_which_says_what_is(toy):
+    file = toy.places.saved_models("toy") / "tiny_best.pth"
+    with pytest.raises(SettingsError, match=r"which is not there\. DVC removes .* name the file in \.work"):
+        toy.train(f"train.toy.continue_from={file}")
+
+
+def test_an_epoch_that_was_saved_when_the_signal_came_is_in_the_log(toy, monkeypatch):
+    draw = Run.draw
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Run, "draw", lambda run, *told: (draw(run, *told), os.kill(os.getpid(), signal.SIGTERM))
+        )
+        # The rules save at the end of the epoch: the validation has one batch, and its last look at the flag
+        # is the one that ends the epoch.
+        patch.setattr(Run, "checkpoint", lambda run: None)
+        with pytest.raises(TrainingInterrupted):
+            toy.train()
+    toy.train()
+    [log] = toy.works()[0].glob("training_????????_??????.json")
+    assert [one["epoch"] for one in json.loads(log.read_text())["epochs"]] == [0, 1]
 
 
 def test_none_begins_anew_and_sets_aside_what_was_there(toy, caplog):
@@ -234,8 +302,10 @@ def test_the_latest_file_of_every_preset_is_gone_on_from(tmp_path, monkeypatch, 
         assert_same_end(result(whole), result(other), history=preset != "staged")
     else:
         # Another training, whose epoch under way begins anew.
+        done = steps_done(monkeypatch)
         outcome = other.train(f"train.toy.continue_from={moved}")
         assert (outcome.trained, outcome.epochs_finished) == (True, 2)
+        assert done == list(range(7, 13))
 
 
 def test_a_checkpoint_of_another_loop_is_refused_with_what_is_missing_and_what_to_type(toy, tmp_path):
@@ -251,10 +321,13 @@ def test_a_checkpoint_of_another_loop_is_refused_with_what_is_missing_and_what_t
     assert toy.train(f"train.toy.weights={file}").epochs_finished == 2
 
 
-@pytest.mark.parametrize("change", ["train.toy.stages=" + stages(2, 1, rate=1e-3), "train.workers=1"])
-def test_another_learning_rate_or_number_of_workers_goes_on_from_a_run(toy, change):
+def test_another_learning_rate_and_number_of_workers_go_on_from_a_run(toy, monkeypatch):
     first = toy.train()
     latest = toy.works()[0] / "tiny_latest.pth"
-    longer = "train.toy.stages=" + stages(3)
-    outcome = toy.train(longer, change, f"train.toy.continue_from={latest}")
-    assert outcome.trained and outcome.key != first.key and outcome.epochs_finished == 3
+    longer = "train.toy.stages=" + stages(2, 1, rate=1e-3)
+    constant = "train.toy.schedule=constant"
+    done = steps_done(monkeypatch)
+    outcome = toy.train(longer, constant, "train.workers=1", f"train.toy.continue_from={latest}")
+    assert done == list(range(13, 19)) and outcome.key != first.key and outcome.epochs_finished == 3
+    rates = json.loads((toy.models / "training_history.json").read_text())["learning_rate"]
+    assert rates[2] == pytest.approx(1e-3) and rates[0] > 5e-3

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 from outcomes import assert_same, result
 from processes import TRAIN, environment, started, stopped
@@ -13,12 +14,16 @@ from trainable import toy_pipeline
 import ckptcore
 
 
-@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_row_5_3_a_signal_saves_the_step_under_way_and_the_next_start_ends_the_same(tmp_path, how, code):
-    whole, torn = (toy_pipeline(tmp_path / name) for name in ("whole", "torn"))
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_row_5_3_a_signal_to_all_processes_saves_the_step_under_way_and_the_next_start_ends_the_same(
+    tmp_path, how, code, workers
+):
+    whole, torn = (toy_pipeline(tmp_path / name, block={"workers": workers}) for name in ("whole", "torn"))
     whole.train()
-    for step in (3, 8):
-        returned, last, said = stopped(torn, step, how)
+    # The second time the signal comes while the training waits for those who load.
+    for step, seconds in ((3, "0"), (8, "0.1")):
+        returned, last, said = stopped(torn, step, how, SECONDS_A_SAMPLE=seconds)
         assert returned == code
         header = ckptcore.read_header(torn.works()[0] / "tiny_latest.pth")
         assert (header.reason, header.global_step) == ("signal", last)
@@ -65,6 +70,35 @@ def test_a_second_signal_ends_at_once_and_what_was_committed_stays_whole(tmp_pat
     assert all(ckptcore.verify(path).ok for path in torn.works()[0].glob("*.pth"))
     torn.train()
     assert_same(result(whole), result(torn))
+
+
+def test_a_training_whose_process_that_loads_is_killed_says_so(tmp_path):
+    pipeline = toy_pipeline(tmp_path, block={"workers": 1})
+    with started(pipeline, SECONDS_A_SAMPLE="0.05") as running:
+        for line in running.stdout:
+            if line.startswith("2"):
+                break
+        [loading] = psutil.Process(running.pid).children(recursive=True)
+        loading.kill()
+        _, said = running.communicate(timeout=60)
+    assert running.returncode == 1
+    assert "a process that loads samples was killed" in said and "fewer train.workers" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere torch needs seconds to notice")
+def test_who_loads_ends_with_a_training_that_is_killed(tmp_path):
+    pipeline = toy_pipeline(tmp_path, block={"workers": 2})
+    with started(pipeline, SECONDS_A_SAMPLE="0.05") as running:
+        for line in running.stdout:
+            if line.startswith("2"):
+                break
+        loading = psutil.Process(running.pid).children(recursive=True)
+        assert len(loading) >= 2
+        running.kill()
+        running.communicate(timeout=60)
+    _, left = psutil.wait_procs(loading, timeout=5)
+    assert left == []
 
 
 def test_a_killed_process_loses_what_came_after_the_last_save_alone(tmp_path):

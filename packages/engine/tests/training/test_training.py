@@ -122,16 +122,34 @@ def test_the_code_of_the_key_is_there_and_the_modality_is_among_it():
 
 def test_on_a_miss_the_nearest_run_and_what_differs_is_told_with_a_command_that_works(toy, caplog):
     first = toy.train()
+    longer = f"train.toy.stages={stages(3)}"
     with caplog.at_level(logging.INFO, "radfuse"):
-        toy.train("train.toy.batch_size=6", "train.toy.dropout=0.1")
+        toy.train("train.toy.batch_size=6", "train.toy.dropout=0.1", longer)
         toy.train(f"train.toy.stages={stages(1)}")
     told = [record.getMessage() for record in caplog.records if "differs in" in record.getMessage()]
     assert f"nearest earlier one, {first.key}, differs in:" in told[0]
     assert "train.batch_size: 4 then, 6 now" in told[0] and "train.dropout: 0.3 then, 0.1 now" in told[0]
+    assert "To go on from it instead" in told[0]
     setting = told[0].rsplit("--set ", 1)[1]
     assert setting == f"train.toy.continue_from=.work/toy/{first.key}/tiny_latest.pth"
     assert "train.stages.0.epochs: 2 then, 1 now" in told[1]
-    assert toy.train(setting, f"train.toy.stages={stages(3)}").epochs_finished == 3
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "radfuse"):
+        assert toy.train(setting, longer).epochs_finished == 3
+    assert "starts afresh" not in caplog.text
+
+
+def test_of_a_nearest_run_that_has_all_its_epochs_the_weights_are_offered(toy, caplog):
+    first = toy.train()
+    slower = f"train.toy.stages={stages(2, rate=1e-3)}"
+    with caplog.at_level(logging.INFO, "radfuse"):
+        toy.train(slower)
+    [told] = [record.getMessage() for record in caplog.records if "differs in" in record.getMessage()]
+    assert "train.stages.0.learning_rate: 0.01 then, 0.001 now" in told
+    assert "To begin with its weights instead" in told
+    setting = told.rsplit("--set ", 1)[1]
+    assert setting == f"train.toy.weights=.work/toy/{first.key}/tiny_latest.pth"
+    assert toy.train(setting, slower).epochs_finished == 2
 
 
 def make_old(folder):
@@ -144,6 +162,42 @@ def test_finished_trainings_of_yesterday_are_deleted_when_another_one_ends(toy):
     make_old(toy.places.work("toy") / first.key)
     third = toy.train("seed=2")
     assert {work.name for work in toy.works()} == {second.key, third.key}
+
+
+@pytest.mark.parametrize("setting", ["weights", "continue_from"])
+def test_a_training_that_another_one_began_with_stays_however_old_it_is(toy, setting):
+    first = toy.train()
+    make_old(toy.places.work("toy") / first.key)
+    began = f"train.toy.{setting}=.work/toy/{first.key}/tiny_latest.pth"
+    longer = f"train.toy.stages={stages(3)}"
+    second = toy.train(began, longer)
+    assert second.key != first.key and first.key in {work.name for work in toy.works()}
+    assert not toy.train(began, longer).trained
+
+
+def test_a_deletion_that_was_killed_leaves_no_half_of_a_training(toy, monkeypatch):
+    first = toy.train()
+    make_old(toy.places.work("toy") / first.key)
+
+    def killed(folder, **_):
+        next(folder.glob("*_best.pth")).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workfolder.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            toy.train("seed=1")
+    again = toy.train()
+    assert again.trained and again.key == first.key and again.published
+    assert not [one for one in toy.places.work("toy").iterdir() if one.name.endswith(".deleted")]
+
+
+def test_a_damaged_checkpoint_of_another_training_is_no_nearest_one(toy, caplog):
+    first = toy.train()
+    (toy.places.work("toy") / first.key / "tiny_latest.pth").write_bytes(b"")
+    with caplog.at_level(logging.INFO, "radfuse"):
+        assert toy.train("seed=1").trained
+    assert "differs in" not in caplog.text
 
 
 def test_a_stopped_training_and_what_was_set_aside_stay_however_old_they_are(toy, monkeypatch):
@@ -300,6 +354,17 @@ def test_single_steps_without_a_number_are_skipped_when_asked(toy, monkeypatch, 
     with caplog.at_level(logging.WARNING, "radfuse"):
         assert toy.train("train.on_nonfinite=skip").epochs_finished == 2
     assert sum("the step is skipped" in record.getMessage() for record in caplog.records) == 2
+    assert json.loads((toy.models / "training_history.json").read_text())["skipped_steps"] == [2, 0]
+
+
+def test_skipped_steps_are_counted_over_a_stop_within_the_epoch(toy, monkeypatch):
+    poisoned(monkeypatch, 2)
+    with monkeypatch.context() as patch:
+        stop_at(patch, [4])
+        with pytest.raises(TrainingInterrupted):
+            toy.train("train.on_nonfinite=skip")
+    toy.train("train.on_nonfinite=skip")
+    assert json.loads((toy.models / "training_history.json").read_text())["skipped_steps"] == [2, 0]
 
 
 def test_too_many_steps_without_a_number_stop_the_run_all_the_same(toy, monkeypatch):

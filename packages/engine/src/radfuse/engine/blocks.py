@@ -117,7 +117,7 @@ class TrainBlock(ModalityBlocks):
         deterministic: only algorithms that give the same bits every time; slower on a GPU.
         on_nonfinite: what to do when the loss is NaN or infinite.
         save_every_steps: extra saves within an epoch; 0 for none.
-        save_every_minutes: the same by time.
+        save_every_minutes: the same by time; 0 for none.
         workers: processes that load samples; 0 loads in the training process.
         device: where it runs; ``auto`` takes a GPU when there is one.
         precision: ``auto`` takes bf16 where the machine has it.
@@ -128,7 +128,7 @@ class TrainBlock(ModalityBlocks):
     deterministic: bool = False
     on_nonfinite: Literal["stop", "skip"] = "stop"
     save_every_steps: NonNegativeInt = 0
-    save_every_minutes: Annotated[float, Field(ge=0)] = 0.0
+    save_every_minutes: Annotated[float, Field(ge=0)] = 10.0
     workers: NonNegativeInt = 0
     device: str = "auto"
     precision: Annotated[Literal["auto", "32", "bf16"], BeforeValidator(str)] = "auto"

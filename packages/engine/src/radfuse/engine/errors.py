@@ -53,6 +53,10 @@ class NonFiniteLoss(RadfuseError):
     """The loss is NaN or infinite."""
 
 
+class LoaderDied(RadfuseError):
+    """A process that loads samples was killed."""
+
+
 class ParityError(RadfuseError):
     """An export does not answer as its checkpoint does."""
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from ckptcore import durable
 
-PATTERN = "training_*.json"
+PATTERN = "training_????????_??????.json"
+"""Others begin likewise: the history of checkpoints is training_history.json."""
 
 
 class RunLog:

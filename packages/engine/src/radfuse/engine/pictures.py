@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from radfuse.engine.drawing import write_png
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -122,7 +124,7 @@ def learning_curves(path: Path, history: Mapping[str, Sequence[float]], metric: 
         axes.set_xlabel("epoch", fontsize=8)
         axes.tick_params(labelsize=7)
         axes.legend(fontsize=7, frameon=False)
-    _save(figure, path)
+    write_png(figure, path, _DPI)
 
 
 def slice_of(image: Array) -> Array:
@@ -166,7 +168,7 @@ def _mosaic(
         below = "\n".join(tile.caption)
         axes.text(left + 2, top + _TILE + 4, below, fontsize=7, va="top", linespacing=1.15, parse_math=False)
     axes.imshow(canvas, interpolation="nearest", aspect="auto")
-    _save(figure, path)
+    write_png(figure, path, _DPI)
 
 
 def _grey(image: Array) -> Array:
@@ -214,9 +216,3 @@ def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     return figure
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # No version of the library in it: the same picture is the same file.
-    figure.savefig(path, dpi=_DPI, metadata={"Software": None})

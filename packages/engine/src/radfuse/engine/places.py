@@ -144,7 +144,8 @@ class Places:
 
     def work(self, modality: str) -> Path:
         """Where the runs of a modality keep their state, one folder a key."""
-        return Path(os.environ.get(WORK_ROOT) or self.root / ".work") / modality
+        # DVC calls a stage in the pipeline's folder, a person from anywhere: both mean the same one.
+        return self.root / Path(os.environ.get(WORK_ROOT) or ".work").expanduser() / modality
 
     @property
     def mlflow_database(self) -> Path:

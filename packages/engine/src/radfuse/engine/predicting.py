@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,11 @@ import torch
 from torch import nn
 
 import ckptcore
-from radfuse.engine import calibration, predictions
+from radfuse.engine import calibration, kept_answers, predictions
 from radfuse.engine.digests import file_digest
-from radfuse.engine.errors import RadfuseError
+from radfuse.engine.errors import RadfuseError, SettingsError
 from radfuse.engine.freshness import check_checkpoint, check_prepared
+from radfuse.engine.kept_answers import Answers, KeptAnswers
 from radfuse.engine.modality import Modality
 from radfuse.engine.modality import modality as modality_of
 from radfuse.engine.places import Places, require
@@ -25,6 +27,7 @@ from radfuse.engine.progress import track
 from radfuse.engine.tables import PATIENT, SAMPLE, SPLIT, SPLITS, STUDY
 from radfuse.engine.training import numerics
 from radfuse.engine.training.loaders import Examples, Loader
+from radfuse.engine.training.numerics import Numerics
 from radfuse.engine.training.run import Whole
 from radfuse.engine.training.tasks import Task, task_of
 
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
     from radfuse.engine.config import Params
 
+_log = logging.getLogger(__name__)
 IDS = [PATIENT, STUDY, SAMPLE, SPLIT]
 HELD_OUT = tuple(split for split in SPLITS if split != "train")
 """What is predicted: of samples that it was trained on a model says what it learnt by heart."""
@@ -71,6 +75,27 @@ class Trained:
     network: nn.Module
     checkpoint: ckptcore.Checkpoint
     task: Task
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is predicted, and how.
+
+    Attributes:
+        params: params.yaml.
+        modality: whose samples.
+        prepared: the arrays.
+        trained: what predicts.
+        conditions: device, precision and the like.
+        batches: rows of the prepared table, as they are predicted together; every one but the last is full.
+    """
+
+    params: Params
+    modality: Modality
+    prepared: Prepared
+    trained: Trained
+    conditions: Numerics
+    batches: Sequence[pd.DataFrame]
 
 
 def best_checkpoint(places: Places, modality: Modality) -> Path:
@@ -112,7 +137,8 @@ def load_trained(params: Params, places: Places, modality: Modality, file: Path 
 def predict_split(params: Params, places: Places, name: str) -> Path:
     """Predict the held-out samples of a modality, fit the calibration, and write both.
 
-    Computes in fp32 whatever the training did, as exports do.
+    Computes in fp32 whatever the training did, as exports do. It may be stopped at any moment: the same call
+    goes on with the batches that were not answered.
 
     Args:
         params: params.yaml.
@@ -125,13 +151,26 @@ def predict_split(params: Params, places: Places, name: str) -> Path:
     Raises:
         MissingStage: the modality was not prepared or not trained.
         StaleError: the model was trained on other images, or another split.
+        SettingsError: no sample is held out.
+        Busy: another process is at the same prediction.
         NonFiniteAnswers: the model's answer to a sample is no number.
     """
     modality = modality_of(name)
     prepared = Prepared(places, name)
     trained = load_trained(params, places, modality)
-    frame = answers(params, modality, prepared, trained)
-    fitted = calibration.Calibration({})
+    conditions = numerics.choose(params.predict.device, "32")
+    batches = _batches(params, modality, prepared, trained.task)
+    asked = Prediction(params, modality, prepared, trained, conditions, batches)
+    with kept_answers.opened(places, name, kept_answers.recipe_of(asked)) as kept:
+        _write(places, prepared, trained, answers(asked, kept))
+        kept.remove()
+    kept_answers.prune(places, name)
+    return places.predictions(name)
+
+
+def _write(places: Places, prepared: Prepared, trained: Trained, frame: pd.DataFrame) -> None:
+    """Fit the calibration, and write it and then the table, which names it."""
+    name, fitted = prepared.modality, calibration.Calibration({})
     if trained.task.kind == "classification":
         fitted = calibration.fit(frame, trained.task.names, _fitting_splits(places, name))
         frame = fitted.apply(frame)
@@ -150,43 +189,88 @@ def predict_split(params: Params, places: Places, name: str) -> Path:
         twins_across_splits=prepared.stamp.get("twins_across_splits"),
     )
     predictions.write(places.predictions(name), frame, stamp)
-    return places.predictions(name)
 
 
-def answers(params: Params, modality: Modality, prepared: Prepared, trained: Trained) -> pd.DataFrame:
+def _batches(params: Params, modality: Modality, prepared: Prepared, task: Task) -> list[pd.DataFrame]:
+    """The held-out rows of the prepared table, as they are predicted together."""
+    rows = prepared.rows()
+    rows = rows[rows[SPLIT].isin(HELD_OUT)].reset_index(drop=True)
+    if rows.empty:
+        raise SettingsError(
+            f"{modality.name}: expected samples outside of the training split to predict, got none. Give the "
+            "other splits patients (split.fractions)."
+        )
+    # Volumes may differ in size: one at a time. A training step needs several times the memory of a
+    # prediction.
+    size = params.train_of(modality).batch_size if task.kind == "classification" else 1
+    return [rows.iloc[first : first + size] for first in range(0, len(rows), size)]
+
+
+def answers(asked: Prediction, kept: KeptAnswers) -> pd.DataFrame:
     """The prediction table without calibrated columns: a row a held-out sample, sorted by its id.
+
+    Args:
+        asked: what is predicted.
+        kept: what was answered before; what is answered now is added.
 
     Raises:
         NonFiniteAnswers: the model's answer to a sample is no number.
     """
     import pandas as pd
 
-    settings = params.train_of(modality)
-    conditions = numerics.choose(params.predict.device, "32")
-    layout = numerics.memory_format(trained.network)
-    whole = Whole(modality.normalisation(params.prepare_of(modality)), trained.network).eval()
-    whole = whole.to(device=conditions.device, memory_format=layout)  # type: ignore[call-overload]
-    rows = prepared.rows()
-    rows = rows[rows[SPLIT].isin(HELD_OUT)]
-    # Volumes may differ in size: one at a time. A training step needs several times the memory of a
-    # prediction.
-    size = settings.batch_size if trained.task.kind == "classification" else 1
-    examples = Examples(prepared, rows, modality, trained.task, settings, None)
-    loader = Loader(examples, size, None, params.predict.workers, pin=conditions.device == "cuda")
-    parts: list[pd.DataFrame] = []
+    left = [number for number in range(len(asked.batches)) if number not in kept.answers]
+    total, missing = sum(map(len, asked.batches)), sum(len(asked.batches[number]) for number in left)
+    if missing < total:
+        _log.info("%d of %d samples were predicted before", total - missing, total)
     nonfinite: list[str] = []
-    with closing(loader), torch.inference_mode(), _exact_products():
-        for batch in track(loader.epoch(), f"predict {modality.name}", mode=params.train.progress):
-            image = numerics.laid_out(batch.image.to(conditions.device), layout)
-            logits = trained.task.infer(whole, image, settings)
-            part = loader.rows.iloc[list(batch.rows)]
-            finite = torch.isfinite(logits).flatten(1).all(dim=1).cpu().numpy()
-            nonfinite += part.loc[~finite, SAMPLE].tolist()
-            found = trained.task.answers(logits, batch.target.to(conditions.device), part)
-            parts.append(part[IDS].assign(**found))
+    with closing(_predicted(asked, left)) as predicted:
+        for number, (found, bad) in zip(left, predicted, strict=True):
+            nonfinite += bad
+            # Such answers are asked for again: the next time the machine may be in order.
+            if not bad:
+                kept.add(number, found)
     if nonfinite:
-        raise NonFiniteAnswers(modality.name, nonfinite, len(rows))
+        raise NonFiniteAnswers(asked.modality.name, nonfinite, total)
+    parts = [rows[IDS].assign(**kept.answers[number]) for number, rows in enumerate(asked.batches)]
     return pd.concat(parts, ignore_index=True)
+
+
+def _predicted(asked: Prediction, left: Sequence[int]) -> Generator[tuple[Answers, list[str]], None, None]:
+    """What the model answers to some batches, one after the other, and samples whose answer is no number.
+
+    Args:
+        asked: what is predicted.
+        left: numbers of the batches, ascending.
+    """
+    import pandas as pd
+
+    if not left:
+        return
+    params, modality, task = asked.params, asked.modality, asked.trained.task
+    settings, device = params.train_of(modality), asked.conditions.device
+    layout = numerics.memory_format(asked.trained.network)
+    whole = Whole(modality.normalisation(params.prepare_of(modality)), asked.trained.network).eval()
+    whole = whole.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+    # Only the very last batch may be short, so these rows fall into the same batches again.
+    rows = pd.concat([asked.batches[number] for number in left])
+    examples = Examples(asked.prepared, rows, modality, task, settings, None)
+    loader = Loader(examples, len(asked.batches[0]), None, params.predict.workers, pin=device == "cuda")
+    batches = track(
+        loader.epoch(),
+        f"predict {modality.name}",
+        len(asked.batches),
+        params.train.progress,
+        done=len(asked.batches) - len(left),
+    )
+    with closing(loader):
+        for batch in batches:
+            part = loader.rows.iloc[list(batch.rows)]
+            with torch.inference_mode(), _exact_products():
+                image = numerics.laid_out(batch.image.to(device), layout)
+                logits = task.infer(whole, image, settings)
+                finite = torch.isfinite(logits).flatten(1).all(dim=1).cpu().numpy()
+                found = task.answers(logits, batch.target.to(device), part)
+            yield found, part.loc[~finite, SAMPLE].tolist()
 
 
 @contextmanager

@@ -1,8 +1,14 @@
 """Mends what DVC was writing when it was killed.
 
-DVC writes two files in place: ``.dvc/tmp/rwlock``, where it notes which of its processes reads and writes
-what, and ``dvc.lock``, where it notes what each stage was made from. A kill within the writing leaves them
-cut off, and every later ``dvc repro`` stops at them. Its other files appear whole or not at all.
+Most of its files appear whole or not at all, but some it writes in place, and a kill, a full disk or a power
+cut within the writing leaves them cut off. Every later ``dvc repro`` then stops at them:
+
+- ``.dvc/tmp/rwlock``, where it notes which of its processes reads and writes what,
+- ``dvc.lock``, where it notes what each stage was made from,
+- what it was putting into its cache of runs, below ``.dvc/cache/runs``,
+- ``NAME.dvc`` of data that ``dvc add`` took up.
+
+What is whole is judged by DVC's own schemas: a file that DVC can read is never touched.
 """
 
 from __future__ import annotations
@@ -11,14 +17,9 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import psutil
-import yaml
-from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import Any
 
 from ckptcore import durable
 from radfuse.engine.errors import RadfuseError
@@ -27,46 +28,19 @@ _REPOSITORY = ".dvc"
 _PIPELINE, _MADE_FROM = "dvc.yaml", "dvc.lock"
 _OUTPUTS = {"data", "saved_models", "mlruns", "reports"}
 """Folders beside a dvc.yaml that have no pipelines in them, and may have a million files."""
+_OTHERS = {".dvc", ".git"}
+"""A folder that has one of these has a DVC of its own, or another checkout of this one."""
 _HEAD = "schema: '2.0'\nstages:\n"
 _STAGE = re.compile(r"^  [^\s#][^\n]*?(?::[ \t]*\r?$|\Z)", re.MULTILINE)
 """The line in dvc.lock at which a stage begins; the last one of the file may be cut off."""
-_PATIENCE = 10.0
-"""Seconds for another DVC to let go: it holds its locks while it reads and writes, not while a stage runs."""
 
 
 class NoRepository(RadfuseError):
-    """Neither the folder nor one above it belongs to DVC."""
+    """Neither the folder nor one above it belongs to DVC, or DVC is not installed."""
 
 
 class DvcAtWork(RadfuseError):
     """Another DVC holds the files."""
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow")
-
-
-class _File(_Strict):
-    """A dependency or an output, as DVC's own schema demands it."""
-
-    path: str
-    hash: str = ""
-    md5: Annotated[str, Field(pattern=r"^(?:.{3,})?$")] | None = None
-    size: int = 0
-    nfiles: int = 0
-    isexec: bool = False
-
-
-class _Stage(_Strict):
-    cmd: str | list[str]
-    deps: list[_File] = []
-    params: dict[str, dict[str, Any]] = {}
-    outs: list[_File] = []
-
-
-class _Lock(_Strict):
-    version: Annotated[Literal["2.0"], Field(alias="schema")]
-    stages: dict[str, _Stage] = {}
 
 
 def recover(folder: Path) -> list[str]:
@@ -76,25 +50,20 @@ def recover(folder: Path) -> list[str]:
         folder: in the repository, or its root.
 
     Returns:
-        What was mended and what follows from it, one line a file; none where every file was whole.
+        What was cut off and what was done about it, one line a file; none where every file was whole.
 
     Raises:
         NoRepository: there is none.
-        DvcAtWork: a DVC is reading or writing the files.
+        DvcAtWork: something is cut off, and a DVC is reading or writing these files.
     """
     root = repository_of(folder)
-    own = root / _REPOSITORY / "tmp"
-    if not own.is_dir():
+    # Looked at without DVC's locks, for it waits for them three seconds only.
+    suspects = [*_cut_off(root)]
+    if not suspects:
         return []
-    with ExitStack() as held:
-        # DVC holds the first while it reads pipelines and writes dvc.lock, the second while it writes rwlock.
-        for name in ("lock", "rwlock.lock"):
-            try:
-                held.enter_context(FileLock(own / name, timeout=_PATIENCE))
-            except Timeout:
-                raise DvcAtWork(f"{root}: another DVC is at work here; wait until it has ended.") from None
-        mended = [_mend_rwlock(own / "rwlock"), *(_mend_lock(file) for file in _made_from(root))]
-    return [f"{os.path.relpath(file, root)}: {what}" for file, what in filter(None, mended)]
+    with _locked(root):
+        done = [(file, _mended(file)) for file in suspects]
+    return [f"{os.path.relpath(file, root)}: {what}" for file, what in done if what]
 
 
 def repository_of(folder: Path) -> Path:
@@ -110,73 +79,122 @@ def repository_of(folder: Path) -> Path:
     raise NoRepository(f"{folder}: expected a folder of a DVC repository, found no .dvc there or above.")
 
 
-def _made_from(root: Path) -> Iterator[Path]:
+def _cut_off(root: Path) -> Iterator[Path]:
+    rwlock = root / _REPOSITORY / "tmp" / "rwlock"
+    if rwlock.is_file() and not _is_whole(rwlock):
+        yield rwlock
+    yield from sorted(_cache(root).glob("runs/*/*/.*.tmp"))
     for place, below, files in os.walk(root):
+        if Path(place) != root and not _OTHERS.isdisjoint([*below, *files]):
+            below.clear()
+            continue
         passed = _OUTPUTS if _PIPELINE in files else set()
         below[:] = sorted(name for name in below if not name.startswith(".") and name not in passed)
-        if _MADE_FROM in files:
-            yield Path(place, _MADE_FROM)
+        for name in sorted(files):
+            lock = name == _MADE_FROM and _PIPELINE in files
+            if (lock or name.endswith(".dvc")) and not _is_whole(Path(place, name)):
+                yield Path(place, name)
 
 
-def _mend_rwlock(file: Path) -> tuple[Path, str] | None:
+def _cache(root: Path) -> Path:
+    given: str | None = _config(root)["cache"].get("dir")
+    return Path(given) if given else root / _REPOSITORY / "cache"
+
+
+def _config(root: Path) -> Any:
     try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
+        from dvc.config import Config
+    except ModuleNotFoundError:
+        raise NoRepository("expected DVC in this environment (pip install dvc), found none.") from None
+    return Config(dvc_dir=str(root / _REPOSITORY))
+
+
+@contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """Hold what DVC holds while it reads pipelines, and while it writes its notes."""
+    from dvc.lock import LockError, make_lock
+
+    own = root / _REPOSITORY / "tmp"
+    links = bool(_config(root)["core"].get("hardlink_lock", False))
+    with ExitStack() as held:
+        for name in ("lock", "rwlock.lock"):
+            lock = make_lock(str(own / name), tmp_dir=str(own), hardlink_lock=links)
+            try:
+                held.enter_context(lock)
+            except LockError:
+                gone = f" If it was killed, delete {own / name}." if links else ""
+                raise DvcAtWork(
+                    f"{root}: files of DVC are cut off, and another DVC is at work here. Wait until it has "
+                    f"ended, then call `radfuse recover` again.{gone}"
+                ) from None
+        yield
+
+
+def _is_whole(file: Path) -> bool:
+    text = _text(file)
+    if file.name == "rwlock":
+        return _is_json(text)
+    # DVC ends each of these with a line feed.
+    return text.endswith("\n") and _is_valid(text, lock=file.name == _MADE_FROM)
+
+
+def _text(file: Path) -> str:
+    return file.read_bytes().decode("utf-8", errors="replace")
+
+
+def _is_json(text: str) -> bool:
     try:
-        named = [*_processes(json.loads(text))]
-    except (ValueError, TypeError, AttributeError, KeyError):
-        durable.remove(file)
-        return file, "removed, as it was cut off; DVC begins a new one"
-    written = file.stat().st_mtime
-    if not named or any(_is_dvc(pid, written) for pid in named):
-        return None
-    # DVC itself takes a process for alive wherever its number is in use again, as after a restart.
-    durable.remove(file)
-    return file, "removed, as every process that it names has ended"
-
-
-def _processes(noted: Any) -> Iterator[int]:
-    for infos in [*noted.get("read", {}).values(), *noted.get("write", {}).values()]:
-        for info in infos if isinstance(infos, list) else [infos]:
-            yield int(info["pid"])
-
-
-def _is_dvc(pid: int, noted: float) -> bool:
-    """Whether the process is the one that a file of this age can have named."""
-    try:
-        process = psutil.Process(pid)
-        # A second, as the system counts a process's start in ticks from a boot that it knows in seconds.
-        return process.create_time() <= noted + 1 and any("dvc" in word for word in process.cmdline())
-    except psutil.NoSuchProcess:
+        json.loads(text)
+    except ValueError:
         return False
-    except psutil.AccessDenied:
-        return True
+    return True
 
 
-def _mend_lock(file: Path) -> tuple[Path, str] | None:
-    text = file.read_bytes().decode("utf-8", errors="replace")
-    if _is_whole(text):
+def _is_valid(text: str, lock: bool) -> bool:
+    """Whether DVC reads it, which has YAML 1.2: in 1.1 a folder named `yes` is no text."""
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA, COMPILED_SINGLE_STAGE_SCHEMA
+    from dvc.utils.serialize import YAMLFileCorruptedError, parse_yaml
+    from voluptuous import Invalid
+
+    try:
+        (COMPILED_LOCKFILE_SCHEMA if lock else COMPILED_SINGLE_STAGE_SCHEMA)(parse_yaml(text, ""))
+    except (YAMLFileCorruptedError, Invalid):
+        return False
+    return True
+
+
+def _mended(file: Path) -> str | None:
+    """Mend a file that was cut off, unless it is whole by now; returns what was done."""
+    if file.suffix == ".tmp":
+        durable.remove_quietly(file)
+        return "removed, as DVC did not come to the end of it"
+    if not file.is_file() or _is_whole(file):
         return None
+    if file.name == "rwlock":
+        durable.remove(file)
+        return "removed, as it was cut off; DVC begins a new one"
+    if file.name != _MADE_FROM:
+        return (
+            "left as it is, and no DVC can read it: take that of a commit (git checkout), or `dvc add` again"
+        )
+    return _mend_lock(file)
+
+
+def _mend_lock(file: Path) -> str:
+    # A file that had not reached the disk at a power cut may end in zeros.
+    text = _text(file).split("\0")[0]
     begun = [*_STAGE.finditer(text)]
     kept = text[: begun[-1].start()] if begun else ""
     if len(begun) < 2 and (_HEAD.startswith(text.rstrip(" ")) or kept == _HEAD):
         durable.remove(file)
-        return file, "removed, as it was cut off in its first stage; every stage is looked at again"
-    if len(begun) < 2 or not _is_whole(kept):
-        # As after an unfinished merge. DVC says where, and not everything that it takes is known here.
-        return file, (
-            "left as it is, neither what DVC writes nor the begin of it; if DVC refuses it, mend it, take "
-            "that of a commit (git checkout -- dvc.lock) or remove it: finished trainings are found again"
+        return "removed, as it was cut off in its first stage; every stage is looked at again"
+    if len(begun) < 2 or not _is_valid(kept, lock=True):
+        # As after an unfinished merge. DVC says where.
+        return (
+            "left as it is, and no DVC can read it, nor the begin of it: mend it, take that of a commit (git "
+            "checkout -- dvc.lock) or remove it, after which finished trainings are found again"
         )
     durable.write_text(file, kept)
     stage = begun[-1][0].strip().rstrip(":").strip("'\"")
-    return file, f"cut off within {stage}, which is looked at again; {len(begun) - 1} other stages are kept"
-
-
-def _is_whole(text: str) -> bool:
-    try:
-        _Lock.model_validate(yaml.safe_load(text))
-    except (yaml.YAMLError, ValidationError):
-        return False
-    return True
+    before = len(begun) - 1
+    return f"cut off within {stage}, so it and the stages after it are looked at again; {before} are kept"

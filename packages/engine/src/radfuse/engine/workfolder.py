@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from ckptcore import durable
+from ckptcore import durable, read_header
 from ckptcore.canonical import canonical_json
+from ckptcore.errors import CheckpointError
 from radfuse.engine import code
 from radfuse.engine.digests import file_digest
 from radfuse.engine.modality import Modality
@@ -43,6 +45,8 @@ NUMERIC = ("precision", "deterministic")
 """Settings of all trainings that change numbers. Where it runs is no part of what is trained."""
 _ANEW = "begun_anew"
 _A_DAY = 86_400.0
+_GOING = ".deleted"
+"""Ends the name of a folder that is being deleted."""
 
 
 def recipe_of(params: Params, modality: Modality, train: TrainSettings, learnt_digest: str) -> dict[str, Any]:
@@ -146,7 +150,7 @@ def opened(places: Places, name: str, recipe: Mapping[str, Any], fresh: bool = F
             noted = {
                 "recipe": dict(recipe),
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "pipeline": _pipeline(places),
+                "pipeline": name_of_pipeline(places),
             }
             _write_record(folder, noted | ({_ANEW: True} if begun_anew else {}))
         yield WorkFolder(folder, key, new)
@@ -167,19 +171,28 @@ def _held(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def announce_nearest(places: Places, modality: Modality, recipe: Mapping[str, Any]) -> None:
-    """Say which earlier training is nearest to a new one, what differs, and how to go on from it instead."""
+def announce_nearest(places: Places, modality: Modality, recipe: Mapping[str, Any], epochs: int) -> None:
+    """Say which earlier training is nearest to a new one, what differs, and how to use it instead.
+
+    Args:
+        places: of the pipeline.
+        modality: what is trained.
+        recipe: of the new training.
+        epochs: that it has in all. From one that had no fewer nothing can be gone on, but from its weights.
+    """
     found = nearest(places, modality, recipe)
     if found is None:
         return
     folder, differing = found
     latest = folder / f"{modality.model_name}_latest.pth"
-    there = latest.relative_to(places.root) if latest.is_relative_to(places.root) else latest.resolve()
+    over = _epochs_of(latest) >= epochs
+    what, setting = ("begin with its weights", "weights") if over else ("go on from it", "continue_from")
     own = "" if places.root.resolve() == Path.cwd() else f" --params {shown(places.root / 'params.yaml')}"
     _log.info(
         "this training starts afresh; the nearest earlier one, %s, differs in:\n  %s\n"
-        "To go on from it instead: radfuse train %s%s --set train.%s.continue_from=%s",
-        folder.name, "\n  ".join(differing), modality.name, own, modality.name, there,
+        "To %s instead: radfuse train %s%s --set train.%s.%s=%s",
+        folder.name, "\n  ".join(differing), what, modality.name, own, modality.name, setting,
+        as_setting(places, latest),
     )  # fmt: skip
 
 
@@ -190,12 +203,24 @@ def nearest(places: Places, modality: Modality, recipe: Mapping[str, Any]) -> tu
         before = (read_record(folder) or {}).get("recipe")
         latest = folder / f"{modality.model_name}_latest.pth"
         # One that does not differ was set aside so that the training begins anew.
-        if isinstance(before, dict) and latest.exists() and (differing := differences(before, recipe)):
+        if (
+            isinstance(before, dict)
+            and _epochs_of(latest) >= 0
+            and (differing := differences(before, recipe))
+        ):
             ranked.append((len(differing), -latest.stat().st_mtime, folder, differing))
     if not ranked:
         return None
     _, _, folder, differing = min(ranked, key=lambda one: one[:2])
     return folder, differing
+
+
+def _epochs_of(file: Path) -> int:
+    """Whole epochs that a checkpoint has; -1 where none can be gone on from."""
+    try:
+        return read_header(file).epochs_finished or 0
+    except (CheckpointError, OSError):
+        return -1
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -214,7 +239,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def prune(places: Places, name: str, keep: WorkFolder, needed: Path | None = None) -> list[str]:
+def prune(places: Places, name: str, keep: WorkFolder, needed: Sequence[Path | None] = ()) -> list[str]:
     """Delete work folders of this pipeline whose training came to its end, and that nobody touched for a day.
 
     A training that was stopped stays until somebody finishes or deletes it, and so does what was set aside.
@@ -223,28 +248,40 @@ def prune(places: Places, name: str, keep: WorkFolder, needed: Path | None = Non
         places: of the pipeline.
         name: of the modality, or ``ensemble``.
         keep: the one that stays.
-        needed: a file whose folder stays, too: what the training continues from.
+        needed: files whose folders stay, too: what the training began with or continues from.
 
     Returns:
         Names of the deleted folders.
     """
     gone = []
+    for rest in places.work(name).glob(f"*{_GOING}"):
+        shutil.rmtree(rest, ignore_errors=True)
+    begun_with = {above for file in needed if file is not None for above in file.resolve().parents}
     for folder in _folders(places, name):
-        holds = needed is not None and folder.resolve() in needed.resolve().parents
+        holds = folder.resolve() in begun_with
         if folder.name == keep.key or holds or time.time() - _touched(folder) < _A_DAY:
             continue
         record = read_record(folder) or {}
         aside = folder.name != key_of(record.get("recipe", {}))
-        theirs = record.get("pipeline") != _pipeline(places)
+        theirs = record.get("pipeline") != name_of_pipeline(places)
         if aside or theirs or not record.get("finished"):
             continue
         lock = FileLock(folder.with_name(f"{folder.name}.lock"))
-        with suppress(Timeout), lock.acquire(timeout=0):
-            shutil.rmtree(folder)
+        # Another pipeline on the same disk may look at it just now.
+        with suppress(Timeout, OSError), lock.acquire(timeout=0):
+            # Whole or gone under its name, as somebody may return to the old parameters after a kill.
+            going = folder.with_name(folder.name + _GOING)
+            os.replace(folder, going)
             gone.append(folder.name)
+            shutil.rmtree(going)
     if gone:
         _log.info("deleted work folders of earlier trainings: %s", ", ".join(gone))
     return gone
+
+
+def as_setting(places: Places, file: Path) -> Path:
+    """A file as params.yaml names it: relative to the pipeline where it lies in it."""
+    return file.relative_to(places.root) if file.is_relative_to(places.root) else file.resolve()
 
 
 def shown(path: Path) -> str:
@@ -265,7 +302,7 @@ def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
     durable.write_text(folder / RECORD, json.dumps(record, indent=1) + "\n")
 
 
-def _pipeline(places: Places) -> str:
+def name_of_pipeline(places: Places) -> str:
     """Names a pipeline: several may have their work folders on one scratch disk."""
     return hashlib.sha256(os.fsencode(places.root.resolve())).hexdigest()[:16]
 
@@ -274,8 +311,16 @@ def _folders(places: Places, name: str) -> list[Path]:
     root = places.work(name)
     if not root.is_dir():
         return []
-    return sorted(one for one in root.iterdir() if one.is_dir() and (one / RECORD).is_file())
+    return sorted(
+        one
+        for one in root.iterdir()
+        if one.is_dir() and not one.name.endswith(_GOING) and (one / RECORD).is_file()
+    )
 
 
 def _touched(folder: Path) -> float:
-    return max((one.stat().st_mtime for one in folder.iterdir() if one.is_file()), default=0.0)
+    try:
+        return max((one.stat().st_mtime for one in folder.iterdir() if one.is_file()), default=0.0)
+    except FileNotFoundError:
+        # Something is written, or deleted, in this moment.
+        return math.inf

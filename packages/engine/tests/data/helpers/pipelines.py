@@ -86,6 +86,13 @@ class Pipeline:
         chosen = ("prepare.workers=1", *overrides)
         return stage.prepare(Toy(modality, spec), self.params(*chosen), self.places, progress="none")
 
+    def script(self, call: str) -> str:
+        """A program that calls one of the stages above; this folder must be on its path."""
+        return (
+            "from pathlib import Path\nfrom pipelines import Pipeline\n"
+            f"if __name__ == '__main__':\n    Pipeline(Path({str(self.root)!r})).{call}\n"
+        )
+
     def prepared(self, modality: str) -> Prepared:
         return Prepared(self.places, modality)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parents[1]
 TRAIN = """
-import sys, time
+import os, sys, time
 from radfuse.engine.cli import run
 from radfuse.engine.training.run import Run
 count = Run.count
@@ -16,6 +16,13 @@ def told(self, batch, loss):
     print(self.at.step, flush=True)
     time.sleep(0.05)
 Run.count = told
+if "SECONDS_A_SAMPLE" in os.environ:
+    from radfuse.engine.training.loaders import Examples
+    load = Examples.__getitem__
+    def slowly(self, place):
+        time.sleep(float(os.environ["SECONDS_A_SAMPLE"]))
+        return load(self, place)
+    Examples.__getitem__ = slowly
 sys.exit(run(["train", "toy", "--params", sys.argv[1], *sys.argv[2:]]))
 """
 
@@ -38,12 +45,12 @@ def started(pipeline, *arguments, **variables):
     )
 
 
-def stopped(pipeline, step, *signals):
-    """Start, and send signals to the group after a step.
+def stopped(pipeline, step, *signals, **variables):
+    """Start, and send signals to the group after a step; SECONDS_A_SAMPLE makes loading slow.
 
     Returns the exit code, the last step, and what was said.
     """
-    with started(pipeline) as running:
+    with started(pipeline, **variables) as running:
         for line in running.stdout:
             if int(line) == step:
                 break

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from radfuse.engine.drawing import write_png
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -42,6 +44,4 @@ def weights_picture(
     axes.invert_yaxis()
     axes.set(xlim=(0, 1), xlabel="weight in the average, of a patient who has every modality")
     axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(modalities))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # No version of the library in it: the same picture is the same file.
-    figure.savefig(path, dpi=_DPI, metadata={"Software": None})
+    write_png(figure, path, _DPI)

@@ -15,17 +15,17 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing where no
 
 
 def recover(folder: Folder = Path(), quiet: Quiet = False, as_json: Json = False) -> None:
-    """Mend .dvc/tmp/rwlock and dvc.lock where a kill cut them off, so that `dvc repro` starts again.
+    """Mend what a kill cut off while DVC was writing it, so that `dvc repro` starts again.
 
-    DVC writes both in place. What is whole stays as it is: of a dvc.lock that was cut off, all stages but the
-    one that was being written. Nothing is touched while a DVC is at work there. The targets of make call this
-    before `dvc repro`.
+    That is .dvc/tmp/rwlock, dvc.lock (of which all stages before the cut are kept) and the cache of runs.
+    What DVC can read stays as it is, and nothing is touched while a DVC is at work there. The targets of make
+    call this before `dvc repro`.
     """
     from radfuse.engine.recovering import recover as run
 
-    mended = run(folder)
+    told = run(folder)
     if as_json:
-        write_json({"mended": mended})
+        write_json({"cut_off": told})
         return
-    for line in mended or ([] if quiet else ["Nothing was cut off."]):
+    for line in told or ([] if quiet else ["Nothing was cut off."]):
         console().print(line, markup=False)

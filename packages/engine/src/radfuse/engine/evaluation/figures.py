@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from radfuse.engine.drawing import write_png
 from radfuse.engine.evaluation.curves import FALSE_POSITIVES, MEAN
 from radfuse.engine.evaluation.shared import floats
 from radfuse.engine.subgroups import FEWEST_PATIENTS
@@ -60,7 +61,7 @@ def roc_figure(path: Path, table: pd.DataFrame, report: Mapping[str, Any], title
         axes.legend(loc="lower right", fontsize=8, frameon=False, title="AUROC")
     hidden = [name for name in report["labels"] if name not in labels]
     _name_hidden(figure, hidden, f"fewer than {FEWEST_PATIENTS} positive or negative patients")
-    _save(figure, path)
+    write_png(figure, path, _DPI)
 
 
 def reliability_figure(path: Path, table: pd.DataFrame, title: str) -> None:
@@ -81,7 +82,7 @@ def reliability_figure(path: Path, table: pd.DataFrame, title: str) -> None:
     lower.set(xlabel="calibrated probability", ylabel="predictions")
     _plain(upper, lower)
     _remark(figure, f"bins of fewer than {FEWEST_PATIENTS} patients are not drawn")
-    _save(figure, path)
+    write_png(figure, path, _DPI)
 
 
 def dice_figure(path: Path, rows: pd.DataFrame, regions: Sequence[str], title: str) -> None:
@@ -101,7 +102,7 @@ def dice_figure(path: Path, rows: pd.DataFrame, regions: Sequence[str], title: s
     _name_hidden(
         figure, [name for name in names if name not in regions], f"fewer than {FEWEST_PATIENTS} patients"
     )
-    _save(figure, path)
+    write_png(figure, path, _DPI)
 
 
 def _boxes(axes: Axes, rows: pd.DataFrame, regions: Sequence[str]) -> None:
@@ -149,7 +150,7 @@ def ensemble_figure(path: Path, report: Mapping[str, Any], names: Mapping[str, s
     axes.invert_yaxis()
     axes.set(xlabel="mean AUROC over diseases, test patients")
     axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3)
-    _save(figure, path)
+    write_png(figure, path, _DPI)
 
 
 def _new(title: str, size: tuple[float, float]) -> tuple[Figure, Axes]:
@@ -190,12 +191,6 @@ def _remark(figure: Figure, text: str) -> None:
 
 def _diagonal(axes: Axes) -> None:
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Without the writer's version, so that the same numbers give the same bytes.
-    figure.savefig(path, dpi=_DPI, metadata={"Software": None})
 
 
 def _number(value: float | None) -> str:

@@ -90,7 +90,9 @@ def write(model: Exportable, folder: Path, formats: Sequence[str], tolerance: fl
         tried = [_tried(model, folder, form, expected, tolerance, leftovers) for form in formats]
         for one in tried:
             durable.publish(one.temporary, [one.written.file])
-            durable.write_text(card_path(one.written.file), one.card)
+        # A file counts only with a card that names its digest, so what a kill leaves between is refused.
+        for one in tried:
+            durable.publish(one.card, [card_path(one.written.file)])
     return [one.written for one in tried]
 
 
@@ -114,10 +116,10 @@ def write_not_applicable(folder: Path, files: Mapping[str, str], formats: Sequen
 
 @dataclass(frozen=True)
 class _Tried:
-    """A file under a temporary name, which has answered as it should."""
+    """A file which has answered as it should, and its card, both under temporary names."""
 
     temporary: Path
-    card: str
+    card: Path
     written: Written
 
 
@@ -133,11 +135,18 @@ def _tried(
     how, target = _FORMATS[form], folder / model.files[form]
     # Two samples, or twice the same one: an axis of length 1 would be taken for a constant.
     data = how.make(model, torch.stack([model.samples[0], model.samples[-1]]))
-    with durable.staged(target, len(data)) as (fd, temporary):
-        durable.write_all(fd, data)
-    leftovers.callback(durable.remove_quietly, temporary)
+    temporary = _staged(target, data, leftovers)
     difference = largest_difference(target.name, how.runner(temporary), expected, tolerance)
     parity = {"samples": len(model.samples), "max_abs_difference": difference, "tolerance": tolerance}
     card = card_text(model.card, hashlib.sha256(data).hexdigest(), how.opset, parity)
+    staged_card = _staged(card_path(target), card.encode("utf-8"), leftovers)
     seconds = time.monotonic() - began
-    return _Tried(temporary, card, Written(model.name, target, len(data), difference, seconds))
+    return _Tried(temporary, staged_card, Written(model.name, target, len(data), difference, seconds))
+
+
+def _staged(target: Path, data: bytes, leftovers: ExitStack) -> Path:
+    """A file that is durable, and has no name yet; it goes with the block if it never gets one."""
+    with durable.staged(target, len(data)) as (fd, temporary):
+        durable.write_all(fd, data)
+    leftovers.callback(durable.remove_quietly, temporary)
+    return temporary

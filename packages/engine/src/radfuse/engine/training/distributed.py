@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch import distributed as processes
 
+from ckptcore.signals import WATCHED
+
 Value = TypeVar("Value")
 
 
@@ -112,7 +114,7 @@ def _kept_quiet(world: World) -> Iterator[None]:
     if world.first:
         yield
         return
-    logger, watched = logging.getLogger("radfuse"), (signal.SIGTERM, signal.SIGINT)
+    logger, watched = logging.getLogger("radfuse"), WATCHED
     level, handlers = logger.level, [signal.signal(number, signal.SIG_IGN) for number in watched]
     logger.setLevel(logging.ERROR)
     try:

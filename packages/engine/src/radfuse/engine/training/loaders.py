@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,6 +21,7 @@ from radfuse.engine.tables import SAMPLE
 from radfuse.engine.training import randomness
 from radfuse.engine.training.distributed import ALONE, World
 from radfuse.engine.training.tasks import Task
+from radfuse.engine.training.undisturbed import end_with_trainer, signals_held_back
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,7 +91,12 @@ class Examples(Dataset[tuple[Tensor, Tensor, int]]):
         return len(self.rows) * self._repeats
 
     def __getitem__(self, place: Place) -> tuple[Tensor, Tensor, int]:
-        epoch, position = place
+        # A process that loads has one thread, and a sum that is split among more has other last digits: where
+        # the training process itself loads, it must not have more either.
+        with _one_thread():
+            return self._example(*place)
+
+    def _example(self, epoch: int, position: int) -> tuple[Tensor, Tensor, int]:
         index, repeat = position % len(self.rows), position // len(self.rows)
         row = self.rows.iloc[index]
         random = None
@@ -105,6 +112,16 @@ class Examples(Dataset[tuple[Tensor, Tensor, int]]):
         mask = target if self._task.target_is_mask() else None
         image, changed = self._modality.augment(image, mask, random, self._settings)
         return image.contiguous(), target if changed is None else changed.contiguous()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _to_input(spec: dict[str, Any], array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -196,6 +213,7 @@ class Loader:
             collate_fn=partial(stack, samples=examples.rows[SAMPLE].astype(str).tolist()),
             pin_memory=pin,
             persistent_workers=workers > 0,
+            worker_init_fn=end_with_trainer,
             # Its own, so that to begin an epoch draws nothing from the global generators.
             generator=torch.Generator().manual_seed(0),
         )
@@ -205,10 +223,10 @@ class Loader:
         """Batches of a whole epoch."""
         return self._order.batches
 
-    def epoch(self, epoch: int = 0, first: int = 0) -> DataLoader[Batch]:
+    def epoch(self, epoch: int = 0, first: int = 0) -> Batches:
         """The batches of an epoch, from one of them on; its length is how many are left."""
         self._order.begin(epoch, first)
-        return self._loader
+        return Batches(self._loader)
 
     def close(self) -> None:
         """End the worker processes now.
@@ -219,7 +237,26 @@ class Loader:
         iterator = self._loader._iterator
         if iterator is not None and self._loader.num_workers:
             iterator._shutdown_workers()  # type: ignore[attr-defined]
+            for worker in iterator._workers:  # type: ignore[attr-defined]
+                # One that is stuck in reading a file does not look at SIGTERM.
+                if worker.is_alive():
+                    worker.kill()
             self._loader._iterator = None
+
+
+class Batches:
+    """The batches of one epoch, as often as they are asked for; its length is how many they are."""
+
+    def __init__(self, loader: DataLoader[Batch]) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        # Here the processes that load begin, if there are any and they are not at work yet.
+        with signals_held_back():
+            return iter(self._loader)
 
 
 def stack(examples: Sequence[tuple[Tensor, Tensor, int]], samples: Sequence[str]) -> Batch:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from radfuse.engine.errors import LoaderDied, SettingsError
 from radfuse.engine.progress import track
 from radfuse.engine.training.randomness import reseed
 from radfuse.engine.training.stages import training_mode
@@ -23,13 +24,29 @@ def train(run: Run) -> None:
     """Train from where the run stands to its end.
 
     Raises:
+        LoaderDied: a process that loads samples was killed.
         NonFiniteLoss: the loss is NaN or infinite.
+        SettingsError: a layer has no deterministic algorithm here, and no other is wanted.
         TrainingInterrupted: a signal asked for an end; the state is saved.
     """
-    while not run.done:
-        run.enter_epoch()
-        train_epoch(run)
-        run.end_epoch(validate(run))
+    try:
+        while not run.done:
+            run.enter_epoch()
+            train_epoch(run)
+            run.end_epoch(validate(run))
+    except RuntimeError as error:
+        if "DataLoader worker" in str(error) and "Caught" not in str(error):
+            raise LoaderDied(
+                f"a process that loads samples was killed ({error}), perhaps as memory ran out: then try "
+                "fewer train.workers. What was saved last is kept."
+            ) from error
+        limit, found, _ = str(error).partition(" does not have a deterministic implementation")
+        if not found:
+            raise
+        raise SettingsError(
+            f"train.deterministic: of {limit} torch has no algorithm that gives the same bits every time on "
+            "this device. Replace the layer that uses it, or set train.deterministic to false."
+        ) from error
 
 
 def train_epoch(run: Run) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import ckptcore
+from ckptcore.signals import TrainingInterrupted
 from radfuse.engine.errors import NonFiniteLoss
 from radfuse.engine.tables import SAMPLE
 from radfuse.engine.tracking import FINISHED_AT
@@ -69,6 +70,7 @@ class Position:
         loss_sum: over the epoch's samples so far.
         samples: that the sum is over.
         skipped: steps in a row whose loss was no number.
+        skipped_in_epoch: such steps of the epoch under way.
         stopped: nothing got better for too long, and the training ended early.
         began: the epoch, from 0, at which this training took over from another one; 0 where it began itself.
     """
@@ -79,6 +81,7 @@ class Position:
     loss_sum: float = 0.0
     samples: int = 0
     skipped: int = 0
+    skipped_in_epoch: int = 0
     stopped: bool = False
     began: int = 0
 
@@ -89,7 +92,8 @@ class Position:
 
     def next_epoch(self) -> None:
         """Go to the first batch of the next epoch."""
-        self.epoch, self.batch, self.loss_sum, self.samples = self.epoch + 1, 0, 0.0, 0
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.loss_sum, self.samples, self.skipped_in_epoch = 0.0, 0, 0
 
     def state_dict(self) -> dict[str, Any]:
         """As plain values."""
@@ -214,6 +218,7 @@ class Run:
         for buffer, before in zip(self.network.buffers(), self._buffers, strict=True):
             buffer.copy_(before)
         self.at.skipped += 1
+        self.at.skipped_in_epoch += 1
         samples = ", ".join(self.training.rows.iloc[list(batch.rows)][SAMPLE].astype(str))
         where = (
             f"epoch {self.at.epoch + 1}, step {self.at.step + 1}, learning rate {max(self.rates.rates):.3g}, "
@@ -222,7 +227,7 @@ class Run:
         found = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's length is {gradient}"
         if not self.skip_nonfinite or self.at.skipped > MOST_SKIPPED:
             # The next start is not to be blamed for what this one met.
-            self.at.skipped = 0
+            self.at.skipped, self.at.skipped_in_epoch = 0, self.at.skipped_in_epoch - 1
             self._save_marked("nonfinite")
             raise NonFiniteLoss(
                 f"{found} at {where}. Expected a number: look at these samples, or lower the learning rate. "
@@ -251,23 +256,32 @@ class Run:
             "train_loss": self.at.mean_loss,
             **validated.metrics,
             "learning_rate": max(self.rates.rates),
+            "skipped_steps": float(self.at.skipped_in_epoch),
             FINISHED_AT: round(time.time(), 3),
         }
         stage, facts = self._stage, self.stage_facts()
         self.validated = validated
         self.at.stopped = self.world.told(self._is_stuck(metrics))
         self.at.next_epoch()
-        self.manager.step(
-            lambda: {**self.state(), "stage": facts},
-            epoch=epoch,
-            metrics=metrics,
-            global_step=self.at.step,
-            stage=stage,
-            stage_end=ended or self.at.stopped,
-            final=self.at.stopped,
-        )
+        try:
+            self.manager.step(
+                lambda: {**self.state(), "stage": facts},
+                epoch=epoch,
+                metrics=metrics,
+                global_step=self.at.step,
+                stage=stage,
+                stage_end=ended or self.at.stopped,
+                final=self.at.stopped,
+            )
+        except TrainingInterrupted:
+            # Told to stop in this very moment. The epoch is saved, so nobody comes back to it.
+            self._tell(epoch, metrics, facts)
+            raise
+        self._tell(epoch, metrics, facts)
+
+    def _tell(self, epoch: int, metrics: Mapping[str, float], stage: Mapping[str, Any]) -> None:
         if self.recorder is not None:
-            self.recorder.epoch(self, epoch, metrics, facts, time.monotonic() - self._began)
+            self.recorder.epoch(self, epoch, metrics, stage, time.monotonic() - self._began)
 
     def draw(self, batch: Batch, logits: Tensor) -> None:
         """Draw the first batch of a validation, if this epoch is to have a picture."""
@@ -317,6 +331,7 @@ class Run:
             loss_sum=0.0,
             samples=0,
             skipped=0,
+            skipped_in_epoch=0,
             stopped=False,
             began=self.at.epoch,
         )

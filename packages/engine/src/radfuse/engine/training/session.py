@@ -62,8 +62,8 @@ def train(
         params: params.yaml.
         places: of the pipeline.
         name: of the modality.
-        resume: ``auto`` goes on where the same training was stopped, ``none`` begins anew, a path goes on
-            from that checkpoint.
+        resume: ``auto`` goes on where the same training was stopped, ``none`` begins anew, a path goes back
+            to that checkpoint of the same training; that of another one is what a new one continues from.
         accept_other_hardware: go on though device, precision or threads are not what they were.
 
     Raises:
@@ -77,6 +77,10 @@ def train(
     settings = _with_files(params.train_of(modality), places, name)
     check_prepared(places, modality, params.prepare_of(modality), prepared)
     recipe = workfolder.recipe_of(params, modality, settings, prepared.learnt_digest)
+    if resume not in ("auto", "none") and _is_of_another(resume, places.work(name), recipe):
+        # It is gone on from in a folder of its own: what this recipe came to is not to be mixed with it.
+        settings = settings.model_copy(update={"continue_from": Path(resume).absolute()})
+        recipe, resume = workfolder.recipe_of(params, modality, settings, prepared.learnt_digest), "auto"
     with joined(params.train.device) as world:
         order = Order(params, places, modality, prepared, settings, recipe, world)
         with _opened(order, fresh=resume == "none") as work:
@@ -90,7 +94,7 @@ def train(
                 _tell_tracker(work, order)
             finished = work.record["finished"]
         if world.first:
-            workfolder.prune(places, name, work, settings.continue_from)
+            workfolder.prune(places, name, work, [settings.continue_from, settings.weights])
     return Outcome(work.key, int(finished["epochs_finished"]), trained, tuple(published))
 
 
@@ -99,20 +103,20 @@ def _opened(order: Order, fresh: bool) -> Iterator[WorkFolder]:
     """The work folder, held by the first process for all of them."""
     if order.world.first:
         with workfolder.opened(order.places, order.modality.name, order.recipe, fresh) as work:
-            if work.new and not fresh:
-                workfolder.announce_nearest(order.places, order.modality, order.recipe)
+            if work.new and not fresh and order.settings.continue_from is None:
+                workfolder.announce_nearest(order.places, order.modality, order.recipe, order.settings.epochs)
             yield order.world.told(work)
     else:
         yield order.world.told(WorkFolder(Path(), ""))
 
 
 def _train_in(work: WorkFolder, order: Order, resume: str, accept_other_hardware: bool) -> None:
-    if order.world.first:
-        work.reopen()
     with _manager(work, order) as manager:
         run = assemble(order, work, manager)
         with closing(run):
-            parent = _go_on(run, work, resume, order.settings.continue_from, accept_other_hardware)
+            parent = _go_on(run, work, resume, order, accept_other_hardware)
+            if order.world.first:
+                work.reopen()
             with _recorded(run, order, parent, work):
                 loop.train(run)
         finished = {"epochs_finished": run.at.epoch, "stopped_early": run.at.stopped}
@@ -146,14 +150,14 @@ def _manager(work: WorkFolder, order: Order) -> ckptcore.CheckpointManager:
 
 
 def _go_on(
-    run: Run, work: WorkFolder, resume: str, continue_from: Path | None, accept_other_hardware: bool
+    run: Run, work: WorkFolder, resume: str, order: Order, accept_other_hardware: bool
 ) -> dict[str, Any] | None:
     """Put the run where an earlier session or another training left it.
 
     Returns:
         What it goes on from; None for a fresh start.
     """
-    found = _found(run.manager, work, resume, continue_from) if run.world.first else None
+    found = _found(run.manager, resume, order.settings.continue_from) if run.world.first else None
     path = run.world.told(found.path if found is not None else None)
     if path is None:
         return None
@@ -163,9 +167,9 @@ def _go_on(
         # What the first process is on was saved; others may have other hardware, as they had before.
         changed = numerics.differences(found["provenance"]["numerics"], run.conditions)
         numerics.check_same(run.world.told(changed))
-    _restore(run, found)
+    _restore(run, found, order.places)
     if not own:
-        run.begin_epoch_anew()
+        _begin_after(run, found.path, order.places)
     if run.done:
         _log.warning("%s has %d epochs already; nothing is left to train", found.path.name, run.at.epoch)
     return {
@@ -175,7 +179,20 @@ def _go_on(
     }
 
 
-def _restore(run: Run, found: ckptcore.Checkpoint) -> None:
+def _begin_after(run: Run, other: Path, places: Places) -> None:
+    """Begin where the training of another recipe ended."""
+    run.begin_epoch_anew()
+    if run.done:
+        name = run.facts["provenance"]["modality"]
+        raise SettingsError(
+            f"train.{name}.continue_from: {other.name} has {run.at.epoch} epochs already, and "
+            f"train.{name}.stages asks for {run.plan.epochs} in all: nothing is left to train. Ask for more, "
+            f"or begin with its weights alone: --set train.{name}.continue_from=null "
+            f"--set train.{name}.weights={workfolder.as_setting(places, other)}"
+        )
+
+
+def _restore(run: Run, found: ckptcore.Checkpoint, places: Places) -> None:
     try:
         run.restore(found)
     # torch says of other shapes, names or numbers of parameters what it says in these.
@@ -184,19 +201,26 @@ def _restore(run: Run, found: ckptcore.Checkpoint) -> None:
         raise CannotGoOn(
             f"{found.path.name} is not a checkpoint that this training can be gone on from: {error}\n"
             "Its weights alone may be a beginning, if they are of this network: --resume none --set "
-            f"train.{name}.weights={workfolder.shown(found.path)}"
+            f"train.{name}.weights={workfolder.as_setting(places, found.path)}"
         ) from error
 
 
 def _found(
-    manager: ckptcore.CheckpointManager, work: WorkFolder, resume: str, continue_from: Path | None
+    manager: ckptcore.CheckpointManager, resume: str, continue_from: Path | None
 ) -> ckptcore.Checkpoint | None:
     if resume in ("auto", "none"):
         found = manager.resume("auto")
         return manager.resume(continue_from) if found is None and continue_from is not None else found
-    named = work.path / resume
-    _require_file(named if named.is_file() else Path(resume), resume, "--resume")
     return manager.resume(resume)
+
+
+def _is_of_another(resume: str, root: Path, recipe: Mapping[str, Any]) -> bool:
+    """Whether a file that ``--resume`` names is of another training than this recipe's."""
+    key = workfolder.key_of(recipe)
+    named = root / key / resume
+    file = named if named.is_file() else Path(resume)
+    _require_file(file, resume, "--resume")
+    return bool(ckptcore.read_header(file).run_key != key)
 
 
 @contextmanager
@@ -279,10 +303,16 @@ def _with_files(settings: TrainSettings, places: Places, modality: str) -> Train
         path: Path | None = getattr(settings, name)
         if path is not None:
             found[name] = places.root / path.expanduser()
-            _require_file(found[name], path, f"train.{modality}.{name}")
+            hint = ""
+            if found[name].is_relative_to(places.saved_models(modality)):
+                hint = (
+                    " DVC removes what a stage has published before it runs it again: name the file in "
+                    ".work, or a promoted version."
+                )
+            _require_file(found[name], path, f"train.{modality}.{name}", hint)
     return settings.model_copy(update=found)
 
 
-def _require_file(path: Path, given: object, asked_by: str) -> None:
+def _require_file(path: Path, given: object, asked_by: str, hint: str = "") -> None:
     if not path.is_file():
-        raise SettingsError(f"{asked_by}: expected a file, got {given}, which is not there.")
+        raise SettingsError(f"{asked_by}: expected a file, got {given}, which is not there.{hint}")
