@@ -9,15 +9,11 @@ from pathlib import Path
 
 import pytest
 import storms
-from small_pipeline import Pipeline, make
+from small_pipeline import Pipeline, make, with_cohort_of
 
 RECORD = Callable[[str, object], None]
-
-
-@pytest.fixture
-def killed(tmp_path: Path) -> Pipeline:
-    """A small pipeline that has run nothing."""
-    return make(tmp_path / "small")
+BY_THREADS = {1: "finished", 2: "finished_by_two_threads"}
+"""Fixtures with a pipeline that was never stopped."""
 
 
 def check(killed: Pipeline, finished: Pipeline) -> None:
@@ -31,15 +27,18 @@ def check(killed: Pipeline, finished: Pipeline) -> None:
 def show(record: RECORD, stops: storms.Stops) -> None:
     """Count the stops in the summary of the test run, and what of DVC's own they cut off."""
     counts = [f"{stage:15} {count} times" for stage, count in sorted(stops.of.items())]
+    counts += [f"{name} went on within an epoch {count} times" for name, count in stops.resumed.items()]
     record("shown", "\n".join([*counts, *(line for line in stops.mended if "cut off" in line)]))
 
 
 def test_preparation_and_training_that_were_killed_end_as_if_they_had_not_been(
-    killed: Pipeline, finished: Pipeline, seconds: dict[str, float], record_property: RECORD
+    tmp_path: Path, finished: Pipeline, seconds: dict[str, float], record_property: RECORD
 ) -> None:
+    killed = with_cohort_of(finished, tmp_path / "small")
     under_fire = {name: seconds[name] for name in ("prepare_xray", "train_xray")}
-    stops = storms.storm(killed, ["train_xray"], under_fire, random.Random(0), signal.SIGKILL)
+    stops = storms.storm(killed, ["train_xray"], under_fire, random.Random(2), signal.SIGKILL)
     assert stops.of.keys() == under_fire.keys()
+    assert stops.resumed["xray"] > 0
     expected, found = storms.outcome(finished.root), storms.outcome(killed.root)
     for name in found:
         assert found[name] == expected[name], name
@@ -52,30 +51,49 @@ def test_preparation_and_training_that_were_killed_end_as_if_they_had_not_been(
 @pytest.mark.slow
 @pytest.mark.parametrize("round_", range(20))
 def test_a_pipeline_that_was_killed_in_every_stage_ends_as_if_it_had_not_been(
-    killed: Pipeline, finished: Pipeline, seconds: dict[str, float], round_: int, record_property: RECORD
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    seconds: dict[str, float],
+    round_: int,
+    record_property: RECORD,
 ) -> None:
+    finished = request.getfixturevalue(BY_THREADS[1 + round_ % 2])
+    killed = make(tmp_path / "small", threads=finished.threads)
     stops = storms.storm(killed, [], seconds, random.Random(round_), signal.SIGKILL)
     assert stops.of.keys() == seconds.keys()
+    assert stops.resumed
     check(killed, finished)
     show(record_property, stops)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT"])
 def test_a_pipeline_that_was_told_to_stop_in_every_stage_ends_as_if_it_had_not_been(
-    killed: Pipeline, finished: Pipeline, seconds: dict[str, float], how: str, record_property: RECORD
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    seconds: dict[str, float],
+    how: str,
+    workers: int,
+    record_property: RECORD,
 ) -> None:
+    # As a terminal and Slurm do, the processes that load are told, too.
+    finished = request.getfixturevalue(BY_THREADS[2 if workers else 1])
+    killed = make(tmp_path / "small", {"train.workers": workers}, finished.threads)
     stops = storms.storm(killed, [], seconds, random.Random(how), storms.SIGNALS[how])
     assert stops.of.keys() == seconds.keys()
+    assert stops.resumed
     check(killed, finished)
     show(record_property, stops)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("workers", [1, 3])
 def test_the_number_of_loading_processes_changes_nothing(
-    tmp_path: Path, finished: Pipeline, workers: int
+    tmp_path: Path, request: pytest.FixtureRequest, workers: int, threads: int
 ) -> None:
-    other = make(tmp_path / "small", {"train.workers": workers})
+    finished = request.getfixturevalue(BY_THREADS[threads])
+    other = make(tmp_path / "small", {"train.workers": workers}, threads)
     other.repro()
     check(other, finished)

@@ -29,8 +29,10 @@ SMALL: dict[str, Any] = {
     "prepare.ct.spacing_mm": [4.0, 4.0, 4.0],
     "prepare.mri.spacing_mm": [8.0, 8.0, 8.0],
     "prepare.mri.size": [32, 32, 32],
+    # So that whoever is killed within an epoch goes on within it.
+    "train.save_every_steps": 1,
     "train.xray.stages": [{"name": "all", "epochs": 2, "learning_rate": 1e-3}],
-    "train.ct.stages": [{"name": "all", "epochs": 1, "learning_rate": 1e-3}],
+    "train.ct.stages": [{"name": "all", "epochs": 2, "learning_rate": 1e-3}],
     "train.mri.stages": [{"name": "all", "epochs": 1, "learning_rate": 1e-3}],
     "train.mri.patch_size": [32, 32, 32],
     "train.xray.save_every": 1,
@@ -46,15 +48,22 @@ SMALL: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A pipeline folder with its tools on the path."""
+    """A pipeline folder with its tools on the path.
+
+    Attributes:
+        root: the folder.
+        threads: of each command; another number gives other last digits.
+    """
 
     root: Path
+    threads: int = 1
 
     def run(self, *command: str, code: int | None = 0) -> subprocess.CompletedProcess[str]:
         """Run a command in the folder; expects its exit code unless that is None."""
         ran = subprocess.run(
-            command, cwd=self.root, env=environment(), capture_output=True, text=True, timeout=1800
-        )
+            command, cwd=self.root, env=environment(self.threads), capture_output=True, text=True,
+            timeout=1800,
+        )  # fmt: skip
         assert code is None or ran.returncode == code, f"{' '.join(command)}\n{ran.stdout}\n{ran.stderr}"
         return ran
 
@@ -64,7 +73,7 @@ class Pipeline:
         told: list[str] = []
         stage, since = "", time.monotonic()
         with subprocess.Popen(
-            ["dvc", "repro"], cwd=self.root, env=environment(), stdout=subprocess.PIPE,
+            ["dvc", "repro"], cwd=self.root, env=environment(self.threads), stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True,
         ) as running:  # fmt: skip
             for line in running.stdout or ():
@@ -77,11 +86,12 @@ class Pipeline:
         return {name: taken for name, taken in seconds.items() if name}
 
 
-def environment() -> dict[str, str]:
-    """The variables of `make`: tools of this environment, nothing sent anywhere."""
+def environment(threads: int = 1) -> dict[str, str]:
+    """The variables of `make`: tools of this environment, nothing sent anywhere; and a number of threads."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    quiet = {"DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "PATH": path}
-    return {key: value for key, value in os.environ.items() if key != "RADFUSE_WORK_ROOT"} | quiet
+    own = {"DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "PATH": path}
+    own["OMP_NUM_THREADS"] = str(threads)
+    return {key: value for key, value in os.environ.items() if key != "RADFUSE_WORK_ROOT"} | own
 
 
 def change(params: dict[str, Any], key: str, value: Any) -> None:
@@ -98,7 +108,7 @@ def stages() -> dict[str, Any]:
     return found
 
 
-def make(folder: Path, changes: Mapping[str, Any] | None = None) -> Pipeline:
+def make(folder: Path, changes: Mapping[str, Any] | None = None, threads: int = 1) -> Pipeline:
     """A small pipeline like the demo's in an empty folder, with a DVC of its own."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     for key, value in {**SMALL, **(changes or {})}.items():
@@ -112,6 +122,17 @@ def make(folder: Path, changes: Mapping[str, Any] | None = None) -> Pipeline:
         # Some lie inside each other: a stage depends on a part of the engine, another on all of it.
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / code, folder / code, ignore=ignored, dirs_exist_ok=True)
-    made = Pipeline(folder)
+    made = Pipeline(folder, threads)
     made.run("dvc", "init", "--no-scm", "--quiet")
+    return made
+
+
+def with_cohort_of(finished: Pipeline, folder: Path) -> Pipeline:
+    """A small pipeline that has images and cohort of another one, and nothing that was made of them."""
+    made = make(folder, threads=finished.threads)
+    lock = yaml.safe_load((finished.root / "dvc.lock").read_text(encoding="utf-8"))
+    lock["stages"] = {name: lock["stages"][name] for name in ("phantom", "cohort")}
+    (folder / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False), encoding="utf-8")
+    for name in ("phantom", "cohort", "private"):
+        shutil.copytree(finished.root / "data" / name, folder / "data" / name)
     return made

@@ -236,6 +236,18 @@ def test_published_checkpoints_are_not_gone_on_from_under_dvc_which_says_what_is
         toy.train(f"train.toy.continue_from={file}")
 
 
+def test_an_epoch_that_was_saved_by_a_process_that_was_killed_then_is_in_the_log(toy, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_tell", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            toy.train()
+    toy.train()
+    [log] = toy.works()[0].glob("training_????????_??????.json")
+    noted = json.loads(log.read_text())["epochs"]
+    assert [one["epoch"] for one in noted] == [0, 1]
+    assert noted[0]["val_auc"] == json.loads((toy.models / "training_history.json").read_text())["val_auc"][0]
+
+
 def test_an_epoch_that_was_saved_when_the_signal_came_is_in_the_log(toy, monkeypatch):
     draw = Run.draw
     with monkeypatch.context() as patch:

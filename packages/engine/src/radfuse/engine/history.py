@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,22 @@ class RunLog:
         self._told["sessions"].append({"started": _time(datetime.now(UTC)), **session})
         self._told["epochs"] = [one for one in self._told["epochs"] if one["epoch"] < epochs_finished]
         self._write()
+
+    def fill(self, history: Mapping[str, Sequence[float]], until: int) -> None:
+        """Add the epochs that are not noted, with what is known of them.
+
+        Args:
+            history: values by metric, one for each epoch.
+            until: epochs that are finished.
+        """
+        noted = {one["epoch"] for one in self._told["epochs"]}
+        lacking = [number for number in range(until) if number not in noted]
+        for number in lacking:
+            known = {name: values[number] for name, values in history.items() if number < len(values)}
+            self._told["epochs"].append({"epoch": number, **known})
+        if lacking:
+            self._told["epochs"].sort(key=lambda one: int(one["epoch"]))
+            self._write()
 
     def epoch(self, number: int, facts: Mapping[str, Any]) -> None:
         """Note what an epoch brought.

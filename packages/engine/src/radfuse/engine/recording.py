@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptcore.errors import DiskFull
+from ckptcore.errors import DiskFull, FolderNotWritable
 from radfuse.engine.history import RunLog
 from radfuse.engine.pictures import learning_curves, picture_name
 from radfuse.engine.progress import duration
 from radfuse.engine.tracking import FINISHED_AT, Tracker
+from radfuse.engine.workfolder import WorkFolder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +43,7 @@ class Recorder:
         self._tracker = tracker
         self._seconds: list[float] = []
         self._warned = False
+        self._noted: str | None = None
 
     def begin(
         self,
@@ -62,6 +64,7 @@ class Recorder:
         """
         self._attempt(lambda: self._log.begin(session, epoch))
         self._tracker.begin(parameters, tags, anew)
+        self._noted = self._tracker.run_id
 
     @property
     def mlflow_run(self) -> str | None:
@@ -78,6 +81,7 @@ class Recorder:
         title = f"{self._title}, after epoch {run.at.epoch + 1}"
         self._attempt(lambda: run.task.picture(path, batch.image, batch.target, logits, rows, title))
         self._tracker.log_file(path, PICTURES)
+        self._note_run(run)
 
     def epoch(
         self, run: Run, epoch: int, metrics: Mapping[str, float], stage: Mapping[str, Any], seconds: float
@@ -102,9 +106,11 @@ class Recorder:
         )  # fmt: skip
         told = {name: value for name, value in metrics.items() if name != FINISHED_AT}
         facts = {"stage": dict(stage), **told, "seconds": round(seconds, 3)}
+        self._fill(run, epoch)
         self._attempt(lambda: self._log.epoch(epoch, facts))
         # The checkpoint of this epoch may still be on its way to the disk; those before it are there.
         self._tracker.log_epochs(run.manager.history, epoch)
+        self._note_run(run)
 
     def end(self, run: Run, outcome: str, tags: Mapping[str, str]) -> None:
         """Tell how the training ended; every checkpoint is durable now.
@@ -114,11 +120,14 @@ class Recorder:
             outcome: ``finished``, ``stopped early``, ``interrupted`` or ``failed``.
             tags: of what came out.
         """
+        self._fill(run, run.at.epoch)
         self._attempt(lambda: self._log.end({"outcome": outcome, "epochs_finished": run.at.epoch}))
         _tell_of_better(run)
         if outcome == "interrupted":
+            self._tracker.hurry()
             _log.warning(
-                "told to stop: all until step %d (epoch %d) is saved; the same command goes on from there.",
+                "told to stop: all until step %d (epoch %d) is saved; the same command goes on from there, "
+                "unless it has --resume.",
                 run.at.step, run.at.epoch + 1,
             )  # fmt: skip
         self._tracker.log_epochs(run.manager.history, run.at.epoch)
@@ -130,12 +139,26 @@ class Recorder:
         self._tracker.tag({"outcome": outcome, **tags})
         status = {"failed": "FAILED", "interrupted": "KILLED"}.get(outcome, "FINISHED")
         self._tracker.end(status)
+        self._note_run(run)
+
+    def _note_run(self, run: Run) -> None:
+        """Where MLflow was away and has a run only now, let checkpoints and the work folder know."""
+        found = self._tracker.run_id
+        if found != self._noted:
+            self._noted = found
+            run.facts["provenance"]["mlflow_run_id"] = found
+            self._attempt(WorkFolder(self._folder, self._folder.name).forget_anew)
+
+    def _fill(self, run: Run, until: int) -> None:
+        """Let the log have the epochs that another process saved, and was killed before it could tell of."""
+        history = {name: values for name, values in run.manager.history.items() if name != FINISHED_AT}
+        self._attempt(lambda: self._log.fill(history, until))
 
     def _attempt(self, act: Callable[[], object]) -> None:
         """Write something; where that cannot be, say so once and go on. The log is whole each time."""
         try:
             act()
-        except (OSError, DiskFull) as error:
+        except (OSError, DiskFull, FolderNotWritable) as error:
             if not self._warned:
                 _log.warning("log and pictures cannot be written (%s); training goes on.", error)
             self._warned = True

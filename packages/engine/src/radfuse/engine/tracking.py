@@ -1,10 +1,11 @@
-"""MLflow: one experiment a modality, one run a key. A tracker that fails is told once; training goes on."""
+"""MLflow: one experiment a modality, one run a key. While it is away training goes on; it is told later."""
 
 from __future__ import annotations
 
 import logging
 import math
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import accumulate
@@ -29,6 +30,10 @@ written."""
 _MOST = 90
 """Values in one call; the server takes 100 parameters."""
 _LONGEST = 500
+_SHARE = 50
+"""A try that failed is followed by so many times its length without one: MLflow that is away takes a fiftieth
+of the time, however long it lets one wait."""
+_STOPPED = "KILLED"
 _BESIDE = ("-journal", "-wal", "-shm")
 """What SQLite puts beside a database, and would take for a new one's where it was left behind."""
 
@@ -59,6 +64,8 @@ def connect(places: Places) -> MlflowClient:
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It says of each request that it is made again; the tracker says once that there is no answer.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     from mlflow import MlflowClient
 
     if os.environ.get(URI):
@@ -98,29 +105,54 @@ def _first_line(error: Exception) -> str:
 
 
 class Tracker:
-    """Writes one training to MLflow.
+    """Tells MLflow of one training.
+
+    Each call notes what is to be told, and tells what MLflow lacks of all that was noted. Where that fails,
+    training goes on, and a later call tries again, `end` at the latest. A try that follows a failure looks
+    for the run and its points: an answer that was lost does not say whether they were written.
 
     Args:
         places: of the pipeline.
-        modality: whose training.
+        modality: whose training; or ``ensemble``.
         run_key: of the training; the run that has it is gone on with.
         enabled: False to write nothing.
+        clock: in seconds; by it a tracker that is away is left alone for a while.
 
     Attributes:
         run_id: of MLflow's run; None while there is none.
-        enabled: whether it is written; False from the first failure on.
+        enabled: whether anything is written.
     """
 
-    def __init__(self, places: Places, modality: str, run_key: str, enabled: bool = True) -> None:
+    def __init__(
+        self,
+        places: Places,
+        modality: str,
+        run_key: str,
+        enabled: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.run_id: str | None = None
+        self.enabled = enabled
         self._places = places
         self._modality = modality
         self._run_key = run_key
-        self.enabled = enabled
+        self._clock = clock
+        # What is to be told.
+        self._parameters: Mapping[str, Any] | None = None
+        self._anew = False
+        self._tags: dict[str, str] = {}
+        self._history: Mapping[str, Sequence[float]] = {}
+        self._until = 0
+        self._files: dict[tuple[Path, str], str | None] = {}
+        self._status: str | None = None
+        # What MLflow has been told.
         self._client: MlflowClient | None = None
+        self._tags_told = False
         self._logged = 0
         self._there: dict[str, set[int]] = {}
         self._newest = 0
+        self._failure: Exception | None = None
+        self._next_try = -math.inf
 
     def begin(self, parameters: Mapping[str, Any], tags: Mapping[str, str], anew: bool = False) -> None:
         """Open the run, a new one or that of this key.
@@ -130,7 +162,8 @@ class Tracker:
             tags: digests, device and the like.
             anew: leave a run of this key as it is, under another key, and open a new one.
         """
-        self._attempt(lambda: self._begin(parameters, tags, anew))
+        self._parameters, self._anew = parameters, anew
+        self.tag(tags)
 
     def log_epochs(self, history: Mapping[str, Sequence[float]], until: int) -> None:
         """Write the metrics of epochs that were not yet written in this session.
@@ -142,67 +175,121 @@ class Tracker:
             history: values by metric, one for each epoch.
             until: how many epochs to write; only those whose checkpoint is durable.
         """
-        if until > self._logged:
-            self._attempt(lambda: self._log_epochs(history, until))
+        self._history, self._until = history, until
+        self._tell()
 
     def log_file(self, path: Path, folder: str) -> None:
-        """Copy a file to the run."""
-        self._attempt(lambda: self._open().log_artifact(self._id(), str(path), folder))
+        """Copy a file to the run; one that could not be made is left out."""
+        self._files[path, folder] = None
+        self._tell()
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run."""
-        self._attempt(lambda: self._tag(tags))
+        self._tags |= tags
+        self._tags_told = False
+        self._tell()
+
+    def hurry(self) -> None:
+        """Let MLflow alone from here on if it was away last time.
+
+        Who was told to stop has little time; the session that goes on tells it.
+        """
+        if self._failure is not None:
+            self._next_try = math.inf
 
     def end(self, status: str) -> None:
-        """Close the run: ``FINISHED``, ``FAILED``, or ``KILLED`` when it was stopped and may go on."""
-        if self.run_id is not None:
-            self._attempt(lambda: self._open().set_terminated(self._id(), status))
+        """Close the run: ``FINISHED``, ``FAILED``, or ``KILLED`` when it was stopped and may go on.
 
-    def _attempt(self, act: Callable[[], object]) -> None:
-        if not self.enabled:
+        What MLflow was not told by now is tried once more, unless the training goes on later.
+        """
+        self._status = status
+        self._tell(anyhow=status != _STOPPED)
+        if self._failure is not None and status != _STOPPED:
+            _log.warning(
+                "MLflow lacks a part of this training (%s). When it can be written again, `%s` tells it.",
+                _first_line(self._failure), self._command(),
+            )  # fmt: skip
+
+    def _tell(self, anyhow: bool = False) -> None:
+        """Tell MLflow what it lacks, unless it has failed a moment ago."""
+        if not self.enabled or self._parameters is None:
+            return
+        began = self._clock()
+        if began < self._next_try and not anyhow:
             return
         try:
-            act()
+            self._tell_all(self._parameters)
         except Exception as error:
             # Whatever a tracker or its server raises: it is an addition, not a need.
-            self.enabled = False
-            _log.warning(
-                "MLflow cannot be written (%s); training goes on, the local files are complete.",
-                _first_line(error),
-            )
+            if self._failure is None:
+                _log.warning(
+                    "MLflow cannot be written (%s); training goes on, the local files are complete, and what "
+                    "it lacks is told later.",
+                    _first_line(error),
+                )
+            self._client, self._failure = None, error
+            now = self._clock()
+            self._next_try = now + _SHARE * (now - began)
+        else:
+            if self._failure is not None:
+                _log.info("MLflow can be written again, and has all that it lacked.")
+            self._failure = None
 
-    def _open(self) -> MlflowClient:
+    def _tell_all(self, parameters: Mapping[str, Any]) -> None:
+        """Open the run where that is still to be done, and write all that it lacks."""
         if self._client is None:
-            self._client = connect(self._places)
-        return self._client
+            client = connect(self._places)
+            self._begin(client, parameters)
+            self._client = client
+        client = self._client
+        self._log_epochs(client)
+        if not self._tags_told:
+            self._log_tags(client)
+        if self._status is not None:
+            client.set_terminated(self._id(), self._status)
+        # Last, as a store of files may be away by itself.
+        for (path, folder), told in self._files.items():
+            if told != self.run_id and path.is_file():
+                client.log_artifact(self._id(), str(path), folder)
+                self._files[path, folder] = self.run_id
 
     def _id(self) -> str:
         if self.run_id is None:
             raise LookupError("no run was opened")
         return self.run_id
 
-    def _begin(self, parameters: Mapping[str, Any], tags: Mapping[str, str], anew: bool) -> None:
+    def _command(self) -> str:
+        """What tells MLflow of a training that is finished."""
+        own = "radfuse ensemble" if self._modality == "ensemble" else f"radfuse train {self._modality}"
+        if self._places.root.resolve() == Path.cwd():
+            return own
+        return f"{own} --params {os.path.relpath(self._places.root / 'params.yaml')}"
+
+    def _begin(self, client: MlflowClient, parameters: Mapping[str, Any]) -> None:
+        """Find the run or make one, and learn what it has."""
         from mlflow.entities import Param
 
-        client, now = self._open(), datetime.now(UTC)
+        self._tags_told, self._logged, self._there, self._newest = False, 0, {}, 0
+        now = datetime.now(UTC)
         experiment = self._experiment(client)
         found = client.search_runs([experiment], f"tags.`{RUN_KEY}` = '{self._run_key}'", max_results=1)
-        if found and anew:
+        if found and self._anew:
             set_aside = f"{self._run_key} until {now:%Y%m%dT%H%M%SZ}"
             client.set_tag(found[0].info.run_id, RUN_KEY, set_aside)
             found = None
+        # From here on a run of this key is the one that is made now, though its making may seem to fail.
+        self._anew = False
         if found:
             self.run_id = found[0].info.run_id
             client.update_run(self._id(), status="RUNNING")
             self._read_points(client, found[0].data.metrics)
         else:
             name = f"{self._modality} {now:%Y-%m-%d %H:%M} {self._run_key[:8]}"
-            run = client.create_run(experiment, run_name=name, tags={RUN_KEY: self._run_key, **tags})
+            run = client.create_run(experiment, run_name=name, tags={RUN_KEY: self._run_key, **self._tags})
             self.run_id = run.info.run_id
         listed = [Param(key, str(value)[:_LONGEST]) for key, value in parameters.items()]
         for start in range(0, len(listed), _MOST):
             client.log_batch(self._id(), params=listed[start : start + _MOST])
-        self._tag(tags)
 
     def _read_points(self, client: MlflowClient, names: Iterable[str]) -> None:
         """Remember which points the run has."""
@@ -227,26 +314,27 @@ class Tracker:
                 raise
             return str(found.experiment_id)
 
-    def _tag(self, tags: Mapping[str, str]) -> None:
+    def _log_tags(self, client: MlflowClient) -> None:
         from mlflow.entities import RunTag
 
-        self._open().log_batch(self._id(), tags=[RunTag(key, str(value)) for key, value in tags.items()])
+        client.log_batch(self._id(), tags=[RunTag(key, str(value)) for key, value in self._tags.items()])
+        self._tags_told = True
 
-    def _log_epochs(self, history: Mapping[str, Sequence[float]], until: int) -> None:
+    def _log_epochs(self, client: MlflowClient) -> None:
         from mlflow.entities import Metric
 
         # A clock that was set back must not turn the order of the points round.
-        times = list(accumulate(history.get(FINISHED_AT, []), max))
+        times = list(accumulate(self._history.get(FINISHED_AT, []), max))
         points = [
             Metric(name, float(values[epoch]), max(round(times[epoch] * 1000), self._newest), epoch + 1)
-            for epoch in range(self._logged, min(until, len(times)))
-            for name, values in history.items()
+            for epoch in range(self._logged, min(self._until, len(times)))
+            for name, values in self._history.items()
             if name != FINISHED_AT and epoch < len(values) and math.isfinite(values[epoch])
             if epoch + 1 not in self._there.get(name, ())
         ]
         for start in range(0, len(points), _MOST):
-            self._open().log_batch(self._id(), metrics=points[start : start + _MOST])
-        self._logged = until
+            client.log_batch(self._id(), metrics=points[start : start + _MOST])
+        self._logged = max(self._logged, self._until)
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
