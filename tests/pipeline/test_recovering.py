@@ -75,7 +75,10 @@ def test_dvc_goes_on_after_a_kill_while_it_noted_what_was_made(three_stages: Pip
     killed_within(three_stages, "dvc.utils.serialize._yaml", "_dump", at=2, part=part)
     said = check(three_stages)
     if part:
-        assert "dvc.lock: cut off within two, so it and the stages after it are looked at again; 1 are kept" in said
+        assert (
+            "dvc.lock: cut off within two, so it and the stages after it are looked at again; 1 are kept"
+            in said
+        )
         assert "Stage 'one' didn't change" in said
     else:
         assert "dvc.lock: removed, as it was cut off in its first stage" in said

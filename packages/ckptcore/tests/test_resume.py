@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,8 @@ from forgery import Parts
 
 from ckptcore import CheckpointManager, load, pin, resume, save, verify
 from ckptcore.catalogue import Catalogue
-from ckptcore.errors import NewerFormat, UsageError
+from ckptcore.errors import DiskFull, NewerFormat, UsageError
+from ckptcore.history import write_history
 from ckptcore.layouts import Layout, plain, saved_models
 from ckptcore.rules import Best, EveryEpochs
 
@@ -380,3 +382,45 @@ def test_the_best_by_another_metric_or_the_other_way_round_is_kept(
     assert "the best was chosen by loss (min)" in caplog.text
     run(tmp_path, [], layout)
     assert len(list(tmp_path.glob("archived/*"))) == 1
+
+
+@pytest.mark.parametrize("left", ["an epoch behind", "cut off", "gone"])
+def test_a_history_that_a_kill_left_behind_its_checkpoint_is_completed(left: str, tmp_path: Path) -> None:
+    layout = saved_models("net", "val_loss", mode="min")
+    with CheckpointManager(tmp_path, layout, asynchronous=False, handle_signals=False) as manager:
+        for epoch, loss in enumerate([3.0, 2.0]):
+            manager.step(state(epoch), epoch=epoch, metrics={"val_loss": loss})
+    file = tmp_path / "training_history.json"
+    whole = file.read_bytes()
+    if left == "an epoch behind":
+        write_history(file, {"val_loss": [3.0]})
+    elif left == "cut off":
+        file.write_bytes(whole[:9])
+    else:
+        file.unlink()
+    with CheckpointManager(tmp_path, layout, asynchronous=False, handle_signals=False) as manager:
+        assert manager.resume() is not None
+    assert file.read_bytes() == whole
+    before = file.stat().st_mtime_ns
+    with CheckpointManager(tmp_path, layout, asynchronous=False, handle_signals=False) as manager:
+        manager.resume()
+    assert file.stat().st_mtime_ns == before, "nothing is written where nothing lacks"
+
+
+def test_a_history_that_did_not_fit_at_the_last_save_is_written_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ckptcore import manager as place
+
+    layout = saved_models("net", "val_loss", mode="min")
+    with CheckpointManager(tmp_path, layout, asynchronous=False, handle_signals=False) as manager:
+        manager.step(state(0), epoch=0, metrics={"val_loss": 3.0})
+        with monkeypatch.context() as patch:
+
+            def full(*_: object) -> None:
+                raise DiskFull("training_history.json", 9, 0)
+
+            patch.setattr(place, "write_history", full)
+            manager.step(state(1), epoch=1, metrics={"val_loss": 2.0})
+        assert json.loads((tmp_path / "training_history.json").read_text())["val_loss"] == [3.0]
+    assert json.loads((tmp_path / "training_history.json").read_text())["val_loss"] == [3.0, 2.0]

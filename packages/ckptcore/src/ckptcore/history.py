@@ -26,10 +26,19 @@ def write_history(path: str | os.PathLike[str], history: Mapping[str, Sequence[f
         DiskFull: it does not fit; whatever was there is untouched.
     """
     target = Path(path)
+    durable.write_text(target, _text(history))
+    return target
+
+
+def history_is(path: Path, history: Mapping[str, Sequence[float]]) -> bool:
+    """Whether a file is there and tells exactly this history."""
+    return path.is_file() and path.read_bytes() == _text(history).encode()
+
+
+def _text(history: Mapping[str, Sequence[float]]) -> str:
     epochs = max(map(len, history.values()), default=0)
     columns = {name: _column(values, epochs) for name, values in history.items()}
-    durable.write_text(target, json.dumps(columns, indent=2, allow_nan=False) + "\n")
-    return target
+    return json.dumps(columns, indent=2, allow_nan=False) + "\n"
 
 
 def _column(values: Sequence[float], epochs: int) -> list[float | None]:

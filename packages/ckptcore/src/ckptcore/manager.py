@@ -81,6 +81,7 @@ class CheckpointManager:
         self._closed = False
         self._last: tuple[State, Progress] | None = None
         self._failed: DiskFull | None = None
+        self._untold: Mapping[str, Sequence[float]] | None = None
         self._writer = Writer(asynchronous)
         self._packer = Packer(self.layout, copies=asynchronous)
         self._flag = SignalFlag()
@@ -290,7 +291,7 @@ class CheckpointManager:
         for level, line in saved_lines(self.directory, self.layout, names, moment):
             _log.log(level, line)
         self._rotate(spare=names.values())
-        self._write_history(moment)
+        self._write_history(moment.history)
 
     def _read_record(self) -> None:
         """After a save that failed: what is on disk is what counts again."""
@@ -311,14 +312,17 @@ class CheckpointManager:
         # Somebody may have deleted or put back a file: a new best must beat what is there now.
         self._record.read_best([f for f in catalogue.of_run(self.run_key) if f.name not in gone])
 
-    def _write_history(self, moment: Moment) -> None:
+    def _write_history(self, history: Mapping[str, Sequence[float]]) -> None:
         if self.directory is None or self.layout.history_file is None:
             return
+        self._untold = history
         try:
-            write_history(self.directory / self.layout.history_file, moment.history)
+            write_history(self.directory / self.layout.history_file, history)
         except DiskFull as error:
             # The checkpoint of this moment is safe and holds the same lists.
             _log.error("%s The history is written again with the next save.", error)
+        else:
+            self._untold = None
 
     def resume(
         self, source: str | os.PathLike[str] = "auto", map_location: Any = "cpu", *, mmap: bool = False
@@ -351,6 +355,8 @@ class CheckpointManager:
             found = load(here if here.is_file() else source, map_location, mmap=mmap)
         if found is not None:
             self._go_on_from(found)
+        if found is not None and str(source) == "auto" and found.header.run_key == self.run_key:
+            resume.finish_history(self.directory, self.layout, self.history)
         return found
 
     def _go_on_from(self, found: Checkpoint) -> None:
@@ -399,6 +405,9 @@ class CheckpointManager:
         self._closed = True
         try:
             self.wait()
+            if self._untold is not None:
+                # No save follows that would write it.
+                self._write_history(self._untold)
         finally:
             if self._lease is not None:
                 self._lease.release()

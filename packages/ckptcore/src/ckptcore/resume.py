@@ -19,6 +19,7 @@ from ckptcore.errors import (
     some_of,
 )
 from ckptcore.header import Header
+from ckptcore.history import history_is, write_history
 from ckptcore.layouts.layout import Layout
 from ckptcore.loading import Checkpoint, load, read_header
 from ckptcore.rules import Progress
@@ -190,6 +191,21 @@ def finish(found: Checkpoint, layout: Layout) -> list[str]:
         "%s was cut off while it got its names; now it has %s, too", header.path.name, ", ".join(missing)
     )
     return missing
+
+
+def finish_history(directory: Path, layout: Layout, history: Mapping[str, Sequence[float]]) -> Path | None:
+    """Write the history that the newest checkpoint holds, unless its file tells the same; returns the file.
+
+    A kill between the two leaves the file an epoch behind. After the last epoch nobody would ever write it.
+    """
+    if layout.history_file is None or not history:
+        return None
+    file = directory / layout.history_file
+    try:
+        return None if history_is(file, history) else write_history(file, history)
+    except (CheckpointError, OSError) as error:
+        _log.warning("%s cannot be brought up to date: %s", file.name, error)
+        return None
 
 
 def _is_before(path: Path, newer: Header) -> bool:

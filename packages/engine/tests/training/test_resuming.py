@@ -75,6 +75,25 @@ def test_a_run_stopped_after_its_last_step_validates_and_ends_the_same(tmp_path,
     assert_same(result(whole), result(torn))
 
 
+def test_a_kill_between_the_last_checkpoint_and_its_history_publishes_the_whole_history(toy, monkeypatch):
+    from ckptcore import manager
+
+    write = manager.write_history
+
+    def killed(file, history):
+        if len(history["val_auc"]) == 2:
+            raise KeyboardInterrupt
+        return write(file, history)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manager, "write_history", killed)
+        with pytest.raises(KeyboardInterrupt):
+            toy.train()
+    assert len(json.loads((toy.works()[0] / "training_history.json").read_text())["val_auc"]) == 1
+    toy.train()
+    assert len(json.loads((toy.models / "training_history.json").read_text())["val_auc"]) == 2
+
+
 def test_a_crash_loses_what_came_after_the_last_save_alone(tmp_path, monkeypatch):
     whole = toy_pipeline(tmp_path / "whole")
     whole.train()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 MOST_PICTURES = 20
 PICTURES = "pictures"
+LOGS = "logs"
 
 
 class Recorder:
@@ -135,7 +136,7 @@ class Recorder:
             curves = self._folder / PICTURES / "learning_curves.png"
             self._attempt(lambda: learning_curves(curves, run.manager.history, run.task.metric, self._title))
             self._tracker.log_file(curves, PICTURES)
-            self._tracker.log_file(self._log.path, "logs")
+            self._tracker.log_file(self._log.path, LOGS)
         self._tracker.tag({"outcome": outcome, **tags})
         status = {"failed": "FAILED", "interrupted": "KILLED"}.get(outcome, "FINISHED")
         self._tracker.end(status)

@@ -17,10 +17,11 @@ from ckptcore.signals import TrainingInterrupted
 from radfuse.engine import workfolder
 from radfuse.engine.errors import CannotGoOn, SettingsError
 from radfuse.engine.freshness import check_prepared
+from radfuse.engine.history import PATTERN as LOG_FILES
 from radfuse.engine.modality import modality as modality_of
 from radfuse.engine.places import Places
 from radfuse.engine.prepared import Prepared
-from radfuse.engine.recording import PICTURES
+from radfuse.engine.recording import LOGS, PICTURES
 from radfuse.engine.tracking import Tracker, flat
 from radfuse.engine.training import loop, numerics
 from radfuse.engine.training.assembly import Order, assemble
@@ -278,15 +279,17 @@ def _tell_tracker(work: WorkFolder, order: Order) -> None:
         return
     tracker = Tracker(order.places, order.modality.name, work.key)
     tracker.begin(_asked(order), _tags(order, latest["provenance"]["numerics"]), work.begun_anew)
-    if tracker.run_id is not None:
-        work.forget_anew()
     layout = ckptcore.layouts.saved_models(order.modality.model_name, order.task.metric)
     tracker.log_epochs(layout.recall(latest), int(finished["epochs_finished"]))
     for path in sorted((work.path / PICTURES).glob("*.png")):
         tracker.log_file(path, PICTURES)
+    for path in sorted(work.path.glob(LOG_FILES)):
+        tracker.log_file(path, LOGS)
     outcome = "stopped early" if finished.get("stopped_early") else "finished"
     tracker.tag({"outcome": outcome, "model_digest": _best_digest(work.path, order)})
     tracker.end("FINISHED")
+    if tracker.run_id is not None:
+        work.forget_anew()
 
 
 def _publish(work: WorkFolder, target: Path) -> list[Path]:
