@@ -22,7 +22,9 @@ from ckptcore.rules import EveryEpochs
 from ckptcore.signals import SignalFlag, TrainingInterrupted
 
 LOOP = """
-import sys, time, torch
+import signal, sys, time, torch
+# Who runs the tests may ignore it, as nohup does, and the child would then, too.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from ckptcore import CheckpointManager, manager
 from ckptcore.layouts import plain, trainer_node
 from ckptcore.rules import EveryEpochs

@@ -32,7 +32,7 @@ SMALL: dict[str, Any] = {
     # So that whoever is killed within an epoch goes on within it.
     "train.save_every_steps": 1,
     "train.xray.stages": [{"name": "all", "epochs": 2, "learning_rate": 1e-3}],
-    "train.ct.stages": [{"name": "all", "epochs": 2, "learning_rate": 1e-3}],
+    "train.ct.stages": [{"name": "all", "epochs": 1, "learning_rate": 1e-3}],
     "train.mri.stages": [{"name": "all", "epochs": 1, "learning_rate": 1e-3}],
     "train.mri.patch_size": [32, 32, 32],
     "train.xray.save_every": 1,

@@ -14,8 +14,17 @@ from trainable import toy_pipeline
 import ckptcore
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("how", "code", "workers"),
+    [
+        (signal.SIGTERM, 143, 0),
+        (signal.SIGTERM, 143, 2),
+        (signal.SIGINT, 130, 2),
+        (signal.SIGHUP, 129, 0),
+        pytest.param(signal.SIGINT, 130, 0, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 129, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_row_5_3_a_signal_to_all_processes_saves_the_step_under_way_and_the_next_start_ends_the_same(
     tmp_path, how, code, workers
 ):

@@ -7,7 +7,9 @@ from pathlib import Path
 
 HERE = Path(__file__).parents[1]
 TRAIN = """
-import os, sys, time
+import os, signal, sys, time
+# Who runs the tests may ignore it, as nohup does, and a training would then, too.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from radfuse.engine.cli import run
 from radfuse.engine.training.run import Run
 count = Run.count
