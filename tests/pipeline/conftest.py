@@ -17,15 +17,6 @@ if TYPE_CHECKING:
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one process of a test run wait for the finished pipeline, and not all of them."""
-    for item in items:
-        marked = item.get_closest_marker("slow") or item.get_closest_marker("xdist_group")
-        if "finished" in getattr(item, "fixturenames", ()) and marked is None:
-            item.add_marker(pytest.mark.xdist_group("finished"))
-
-
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """A pipeline after `dvc repro`; the processes of a test run share it, so it is for reading."""
