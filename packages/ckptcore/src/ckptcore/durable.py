@@ -405,7 +405,7 @@ def _begun(process: int) -> str | None:
     except ProcessLookupError:
         return None
     except PermissionError:
-        pass
+        pass  # Another user's, and so it lives; the kernel tells everybody when it began.
     try:
         with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as stream:
             told = stream.read().rpartition(")")[2].split()

@@ -44,7 +44,7 @@ class CheckpointManager:
         asynchronous: write beside the loop, which then only waits for the copy of its state.
         run_key: what tells this run from others; by default taken from what is resumed, else made up.
         total_epochs: length of the run, for rules that speak of its percentages; may grow.
-        handle_signals: save on SIGTERM and SIGINT at the next step, then end with `TrainingInterrupted`.
+        handle_signals: save on SIGTERM, SIGINT or SIGHUP at the next step, then raise `TrainingInterrupted`.
         wait_seconds: how long to wait for another writer of the folder.
 
     Raises:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from killed_in_publish import KILLED_IN_PUBLISH
 
 from ckptcore import durable
 from ckptcore.errors import DiskFull
@@ -466,20 +467,6 @@ def test_full_disk_is_told_and_what_was_kept_before_stays(
     assert list(again.answers) == [0]
     again.add(1, {"a": np.zeros(3)})
     assert list(KeptAnswers(tmp_path).answers) == [0, 1]
-
-
-KILLED_IN_PUBLISH = """
-import os, signal, sys
-from ckptcore import durable
-from radfuse.engine.cli import run
-publish = durable.publish
-def killed(temporary, names):
-    if names[0].name == sys.argv[1]:
-        os.kill(os.getpid(), signal.SIGKILL)
-    publish(temporary, names)
-durable.publish = killed
-sys.exit(run(sys.argv[2:]))
-"""
 
 
 @pytest.mark.parametrize("name", ["film.parquet", "film.calibration.json"])

@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from killed_in_publish import KILLED_IN_PUBLISH
 
 import ckptcore
 from ckptcore import durable
@@ -348,20 +349,6 @@ def test_averaged_weights_are_what_is_exported(export: Export, pipeline) -> None
     traced = load_torchscript(pipeline.places.exports / "film_torchscript.pt")
     weights = dict(traced.named_parameters())
     torch.testing.assert_close(weights["network.0.weight"], average["0.weight"])
-
-
-KILLED_IN_PUBLISH = """
-import os, signal, sys
-from ckptcore import durable
-from radfuse.engine.cli import run
-publish = durable.publish
-def killed(temporary, names):
-    if names[0].name == sys.argv[1]:
-        os.kill(os.getpid(), signal.SIGKILL)
-    publish(temporary, names)
-durable.publish = killed
-sys.exit(run(sys.argv[2:]))
-"""
 
 
 def killed_in_publishing(pipeline, name: str, *arguments: str) -> None:

@@ -81,13 +81,16 @@ def test_a_second_signal_ends_at_once_and_what_was_committed_stays_whole(tmp_pat
     assert_same(result(whole), result(torn))
 
 
+def those_who_load(running):
+    """The processes that load for a training, once it has made two steps."""
+    assert any(line.startswith("2") for line in running.stdout)
+    return psutil.Process(running.pid).children(recursive=True)
+
+
 def test_a_training_whose_process_that_loads_is_killed_says_so(tmp_path):
     pipeline = toy_pipeline(tmp_path, block={"workers": 1})
     with started(pipeline, SECONDS_A_SAMPLE="0.05") as running:
-        for line in running.stdout:
-            if line.startswith("2"):
-                break
-        [loading] = psutil.Process(running.pid).children(recursive=True)
+        [loading] = those_who_load(running)
         loading.kill()
         _, said = running.communicate(timeout=60)
     assert running.returncode == 1
@@ -99,10 +102,7 @@ def test_a_training_whose_process_that_loads_is_killed_says_so(tmp_path):
 def test_who_loads_ends_with_a_training_that_is_killed(tmp_path):
     pipeline = toy_pipeline(tmp_path, block={"workers": 2})
     with started(pipeline, SECONDS_A_SAMPLE="0.05") as running:
-        for line in running.stdout:
-            if line.startswith("2"):
-                break
-        loading = psutil.Process(running.pid).children(recursive=True)
+        loading = those_who_load(running)
         assert len(loading) >= 2
         running.kill()
         running.communicate(timeout=60)

@@ -267,13 +267,16 @@ def prune(places: Places, name: str, keep: WorkFolder, needed: Sequence[Path | N
         if aside or theirs or not record.get("finished"):
             continue
         lock = FileLock(folder.with_name(f"{folder.name}.lock"))
-        # Another pipeline on the same disk may look at it just now.
-        with suppress(Timeout, OSError), lock.acquire(timeout=0):
-            # Whole or gone under its name, as somebody may return to the old parameters after a kill.
-            going = folder.with_name(folder.name + _GOING)
-            os.replace(folder, going)
-            gone.append(folder.name)
-            shutil.rmtree(going)
+        try:
+            with suppress(Timeout), lock.acquire(timeout=0):
+                # Whole or gone under its name, as somebody may return to the old parameters after a kill.
+                going = folder.with_name(folder.name + _GOING)
+                os.replace(folder, going)
+                gone.append(folder.name)
+                shutil.rmtree(going)
+        except OSError as error:
+            # What was trained is published; the next end of a training tries again.
+            _log.warning("the work folder %s cannot be deleted: %s", folder.name, error)
     if gone:
         _log.info("deleted work folders of earlier trainings: %s", ", ".join(gone))
     return gone

@@ -8,8 +8,7 @@ checkpoint holds them all and a training that was killed goes on to the same bit
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ import ckptcore
 from ckptcore.rules import EveryEpochs, Final, OnSignal
 from radfuse.engine import metrics
 from radfuse.engine.tracking import FINISHED_AT
+from radfuse.engine.training.numerics import one_thread
 from radfuse.engine.training.randomness import number_of
 from radfuse.ensemble.network import MetaLearner, pooled
 from radfuse.ensemble.stacking import cross_entropy
@@ -124,7 +124,8 @@ def train(
         TrainingInterrupted: a signal came; what was done is saved.
         FolderBusy: another process trains the same and does not come to an end.
     """
-    with _one_thread():
+    # So small a network gains nothing by more threads, and with one its bits are the same everywhere.
+    with one_thread():
         run = _Run(courses, truth, owner, recipe)
         rules = [EveryEpochs(_SAVE_EVERY, role="latest") | Final(role="latest"), OnSignal()]
         layout = ckptcore.layouts.plain(suffix=".pth")
@@ -250,14 +251,3 @@ def _log_odds(stack: Stack, network: nn.Module, said: Said) -> Tensor:
 
 def _float(values: NDArray[np.float64]) -> Tensor:
     return torch.as_tensor(values, dtype=torch.float32)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """So small a network gains nothing by more threads, and with one its bits are the same everywhere."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
@@ -14,12 +13,13 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from radfuse.engine.parent import told_of_end
+
 if TYPE_CHECKING:
     import psutil
 
 _DVC_STAGE = "DVC_STAGE"
 """Environment variable in which DVC tells a command, and all that it starts, which stage they are."""
-_PR_SET_PDEATHSIG = 1
 # Of several signals that came together Python handles the one of the lowest number first: this is the last.
 _DVC_ENDED = signal.SIGRTMIN if sys.platform == "linux" else signal.SIGTERM
 _EVERY = 0.5
@@ -69,9 +69,7 @@ def end_with_parent() -> None:
     parent, linux = os.getppid(), sys.platform == "linux"
     if linux:
         signal.signal(_DVC_ENDED, _stop)
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _DVC_ENDED)
-        if os.getppid() != parent:
-            # It ended before the kernel was asked.
+        if not told_of_end(parent, _DVC_ENDED):
             sys.exit(128 + signal.SIGTERM)
     outermost = _outermost_of_stage()
     if not linux or outermost.pid != os.getpid():

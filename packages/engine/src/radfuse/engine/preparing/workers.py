@@ -7,21 +7,19 @@ skipped.
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
+from radfuse.engine.parent import told_of_end
 from radfuse.engine.preparing.decoding import Finished, Job, Skipped, carry_out
 
 ENDED = "reading it ended the process: it takes too much memory, or is damaged so that a decoder crashes"
 _AHEAD = 2
 """Scans handed out for each process."""
-_PR_SET_PDEATHSIG = 1
 
 
 def cores() -> int:
@@ -93,7 +91,5 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 def _begin(parent: int) -> None:
     """Leave Ctrl-C to the parent, and end with it even when it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
+    if not told_of_end(parent, signal.SIGKILL):
+        os._exit(1)

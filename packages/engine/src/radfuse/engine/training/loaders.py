@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,6 +20,7 @@ from radfuse.engine.prepared import Prepared
 from radfuse.engine.tables import SAMPLE
 from radfuse.engine.training import randomness
 from radfuse.engine.training.distributed import ALONE, World
+from radfuse.engine.training.numerics import one_thread
 from radfuse.engine.training.tasks import Task
 from radfuse.engine.training.undisturbed import end_with_trainer, signals_held_back
 
@@ -93,7 +94,7 @@ class Examples(Dataset[tuple[Tensor, Tensor, int]]):
     def __getitem__(self, place: Place) -> tuple[Tensor, Tensor, int]:
         # A process that loads has one thread, and a sum that is split among more has other last digits: where
         # the training process itself loads, it must not have more either.
-        with _one_thread():
+        with one_thread():
             return self._example(*place)
 
     def _example(self, epoch: int, position: int) -> tuple[Tensor, Tensor, int]:
@@ -112,16 +113,6 @@ class Examples(Dataset[tuple[Tensor, Tensor, int]]):
         mask = target if self._task.target_is_mask() else None
         image, changed = self._modality.augment(image, mask, random, self._settings)
         return image.contiguous(), target if changed is None else changed.contiguous()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _to_input(spec: dict[str, Any], array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -213,7 +204,7 @@ class Loader:
             collate_fn=partial(stack, samples=examples.rows[SAMPLE].astype(str).tolist()),
             pin_memory=pin,
             persistent_workers=workers > 0,
-            worker_init_fn=end_with_trainer,
+            worker_init_fn=partial(end_with_trainer, os.getpid()),
             # Its own, so that to begin an epoch draws nothing from the global generators.
             generator=torch.Generator().manual_seed(0),
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
@@ -150,3 +151,14 @@ def memory_format(network: nn.Module) -> torch.memory_format:
 def laid_out(image: Tensor, layout: torch.memory_format) -> Tensor:
     """The same image (B, C, ...) with its memory in that order."""
     return image.contiguous(memory_format=layout) if image.ndim == 4 else image.contiguous()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute by one thread of torch: sums that threads share have other last digits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -7,20 +7,18 @@ ended meanwhile, it would fail instead.
 
 from __future__ import annotations
 
-import ctypes
+import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ckptcore.signals import WATCHED
-
-_PR_SET_PDEATHSIG = 1
+from radfuse.engine.parent import told_of_end
 
 
 @contextmanager
 def signals_held_back() -> Iterator[None]:
-    """Processes that begin in this block never meet SIGTERM or SIGINT; this one does, at its end.
+    """Processes that begin in this block never meet signals that stop a training; this one does, after it.
 
     They must be ended by their parent; see `end_with_trainer`.
     """
@@ -34,10 +32,13 @@ def signals_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def end_with_trainer(_: int) -> None:
+def end_with_trainer(trainer: int, _: int) -> None:
     """In a process that loads: end at once when the training does, however it does.
 
-    Linux tells of it. Elsewhere torch's own watch of the parent ends the process after a few seconds.
+    Elsewhere than on Linux torch's own watch of the parent ends the process after a few seconds.
+
+    Args:
+        trainer: number of the training's process.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if not told_of_end(trainer, signal.SIGKILL):
+        os._exit(1)
