@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.measuring import machine, today
+from benchmarks.measuring import commit, machine, today
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "demo.md"
@@ -76,10 +76,8 @@ def measure(work: Path) -> str:
     again = run([tool("dvc"), "repro"], clone)
     if again.stages:
         raise SystemExit(f"a second repro ran {', '.join(again.stages)}; expected nothing to run")
-    described = ["git", "-C", ROOT, "describe", "--always", "--dirty"]
-    commit = subprocess.run(described, capture_output=True, text=True, check=True).stdout.strip()
     summary = (clone / "reports" / "summary.txt").read_text(encoding="utf-8").rstrip()
-    return page(commit, phantom, whole, again, summary)
+    return page(commit(), phantom, whole, again, summary)
 
 
 def tool(name: str) -> str:
@@ -152,7 +150,7 @@ def memory(process: int) -> int:
     return total
 
 
-def page(commit: str, phantom: Taken, whole: Taken, again: Taken, summary: str) -> str:
+def page(measured: str, phantom: Taken, whole: Taken, again: Taken, summary: str) -> str:
     """The results as Markdown."""
     minutes, gib = whole.seconds / 60, whole.peak / 2**30
     rows = [
@@ -171,7 +169,7 @@ def page(commit: str, phantom: Taken, whole: Taken, again: Taken, summary: str) 
         [
             "# What the demo takes",
             "",
-            f"`python -m benchmarks.demo` of {commit}, {today()}, {machine()}.",
+            f"`python -m benchmarks.demo` of {measured}, {today()}, {machine()}.",
             "",
             "| what | taken | wanted | |",
             "|---|---|---|---|",

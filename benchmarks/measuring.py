@@ -132,6 +132,12 @@ def today() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%d")
 
 
+def commit() -> str:
+    """The commit at hand, and whether files differ from it."""
+    described = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    return subprocess.run(described, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def child_seconds(code: str, *arguments: str) -> float:
     """Run Python code in a fresh process; it prints the seconds that it measured."""
     result = subprocess.run(

@@ -120,6 +120,30 @@ def test_a_second_signal_ends_a_slow_save_at_once_and_what_was_committed_stays(
     assert not list(tmp_path.glob(".ckptcore-*"))
 
 
+def test_a_terminal_that_is_closed_sends_more_than_one_signal_and_the_save_ends_all_the_same(
+    started: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    await_line(started, "epoch 5")
+    for _ in range(3):
+        os.killpg(started.pid, signal.SIGHUP)
+        time.sleep(0.0005)
+    started.communicate(timeout=30)
+    assert started.returncode == 128 + signal.SIGHUP
+    assert load(tmp_path / "latest.pt").header.reason == "signal"
+
+
+def test_the_end_of_a_terminal_does_not_hurry_a_save_that_another_signal_asked_for(
+    slow: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    await_line(slow, "epoch 5")
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGHUP):
+        os.killpg(slow.pid, number)
+        with pytest.raises(subprocess.TimeoutExpired):
+            slow.wait(timeout=0.3)
+    os.killpg(slow.pid, signal.SIGTERM)
+    assert slow.wait(timeout=10) == -signal.SIGTERM
+
+
 def state() -> dict[str, object]:
     return {"model_state_dict": {"w": torch.ones(2)}}
 

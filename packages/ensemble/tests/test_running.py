@@ -244,6 +244,29 @@ def test_an_older_ensemble_goes_when_another_one_is_fitted(copied: Places) -> No
     assert own.is_dir() and not older.exists()
 
 
+@pytest.mark.parametrize(
+    ("epochs", "rate", "what"),
+    [(50, "1e25", "loss is inf at epoch 2"), (1, "3e37", "largest answer is inf at epoch 1")],
+    ids=["within", "in the last step"],
+)
+def test_a_meta_learner_that_comes_to_no_number_stops_and_nothing_of_it_is_saved(
+    copied: Places, capsys: Any, epochs: int, rate: str, what: str
+) -> None:
+    asked = ("--set", f"ensemble.epochs={epochs}", "--set", f"ensemble.learning_rate={rate}")
+    shutil.rmtree(copied.work("ensemble"))
+    shutil.rmtree(copied.saved_models("ensemble"))
+    # The next start does not take the one that failed for a finished one.
+    for _ in range(2):
+        assert command("ensemble", copied, *asked) == 1
+        said_then = capsys.readouterr().err
+        assert f"the meta-learner's {what}, learning rate " in said_then
+        assert "lower ensemble.learning_rate" in said_then and "Traceback" not in said_then
+        assert not [*copied.work("ensemble").rglob("*.pth"), *copied.root.rglob("meta_learner.pth")]
+        (record,) = copied.work("ensemble").glob("*/run.json")
+        assert "finished" not in json.loads(record.read_text())
+    assert command("ensemble", copied) == 0
+
+
 def test_a_model_trained_anew_makes_the_ensemble_stale(copied: Places, capsys: Any) -> None:
     write_model(copied, "mri", value=3.0)
     write_predictions(copied, "mri", rows_of(copied, "mri"))

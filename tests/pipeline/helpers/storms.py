@@ -174,7 +174,7 @@ class _Storm:
 
     def _within_an_epoch(self, modality: str) -> Callable[[], bool]:
         """A moment after this attempt has saved within an epoch."""
-        before, later = Standing.of(self._pipeline.root, modality), self._chance.uniform(0.0, 0.5)
+        before, later = Standing.of(self._pipeline.root, modality), self._chance.uniform(0.0, 0.2)
         at = math.inf
 
         def due() -> bool:

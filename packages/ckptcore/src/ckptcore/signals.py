@@ -1,4 +1,8 @@
-"""Signals during training: the first sets a flag, the loop saves at its next step; a second ends at once."""
+"""Signals during training: the first sets a flag, the loop saves at its next step; a second ends at once.
+
+SIGHUP alone is never that second one: a shell passes it on to what it has started, and the kernel sends it
+again when the shell ends, so one window that is closed is two signals.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,9 @@ import threading
 from types import FrameType
 from typing import Any
 
-WATCHED = (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
-"""SIGHUP comes when a terminal is closed or its connection breaks."""
+_HANGUP = getattr(signal, "SIGHUP", None)
+"""Comes when a terminal is closed or its connection breaks; Windows has none."""
+WATCHED = (signal.SIGTERM, signal.SIGINT, *([] if _HANGUP is None else [_HANGUP]))
 
 _flags: list[SignalFlag] = []
 _former: dict[int, Any] = {}
@@ -85,6 +90,8 @@ if hasattr(os, "register_at_fork"):
 
 def _handle(number: int, frame: FrameType | None) -> None:
     if any(flag.received is not None for flag in _flags):
+        if number == _HANGUP:
+            return
         # Asked twice: go at once. What was committed is whole, and the next start sweeps the rest away.
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)

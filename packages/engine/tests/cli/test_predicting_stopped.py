@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 import pytest
 from killed_in_publish import KILLED_IN_PUBLISH
 
@@ -56,11 +57,16 @@ def command(pipeline: TrainedPipeline, name: str, *more: str) -> list[str]:
 
 
 def child(
-    pipeline: TrainedPipeline, name: str, *more: str, halt: int = -1, how: int | None = None
+    pipeline: TrainedPipeline,
+    name: str,
+    *more: str,
+    halt: int = -1,
+    how: int | None = None,
+    loading: bool = False,
 ) -> tuple[int, int, str]:
     """The real command as a process: its exit code, how many batches went through the network, what it said.
 
-    It halts when a batch is kept, and is then sent a signal.
+    It halts when a batch is kept, and is then sent a signal; or those that load for it are, and not itself.
     """
     with subprocess.Popen(
         [sys.executable, "-c", CHILD, str(halt), *command(pipeline, name, *more)],
@@ -71,7 +77,10 @@ def child(
         passes = 0
         for line in running.stdout:
             passes += line == "pass\n"
-            if line == "kept\n":
+            if line == "kept\n" and loading:
+                for process in psutil.Process(running.pid).children():
+                    process.kill()
+            elif line == "kept\n":
                 os.killpg(running.pid, how or signal.SIGKILL)
         _, said = running.communicate(timeout=60)
     return running.returncode, passes, said
@@ -195,6 +204,22 @@ def test_loading_processes_go_on_too(
     assert run(command(trained, "film", *FOUR, "--set", "predict.workers=2")) == 0
     assert passes == [4, 2]
     assert tables(trained, "film") == predicted(trained, "film", *FOUR)
+
+
+def test_prediction_whose_process_that_loads_is_killed_says_so_and_goes_on(
+    trained: TrainedPipeline, tmp_path: Path
+) -> None:
+    whole = predicted(copied(trained, tmp_path / "whole"), "film", *FOUR)
+    without_tables(trained)
+    returned, _, said = child(
+        trained, "film", *FOUR, "--set", "predict.workers=1", halt=2, loading=True
+    )  # fmt: skip
+    assert returned == 1
+    assert "a process that loads samples was killed" in said and "fewer predict.workers" in said
+    assert "Traceback" not in said
+    returned, passes, said = child(trained, "film", *FOUR)
+    assert (returned, passes) == (0, 4), said
+    assert tables(trained, "film") == whole
 
 
 def flip(content: bytes, at: int) -> bytes:
@@ -421,6 +446,39 @@ def test_earlier_predictions_of_this_pipeline_go_after_a_day_unless_somebody_is_
     finally:
         lease.release()
     assert [path.name for path in kept(trained, "film")] == ["held", "theirs", "young"]
+
+
+def in_the_place_of_its_folder(hidden: Path) -> None:
+    hidden.write_text("in the way")
+
+
+def in_the_place_of_its_lock(hidden: Path) -> None:
+    (hidden / "writer.lock").mkdir(parents=True)
+
+
+@pytest.mark.parametrize("block", [in_the_place_of_its_folder, in_the_place_of_its_lock])
+def test_what_an_earlier_prediction_left_and_cannot_be_deleted_fails_no_prediction(
+    trained: TrainedPipeline,
+    stopped: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    block: Callable[[Path], None],
+) -> None:
+    """Files in the way, as permissions stop nobody who is root."""
+    template = stopped("film", *FOUR).parent
+    root = template.parent
+    for name in ("blocked", "old"):
+        folder = Path(shutil.copytree(template, root / name))
+        if name == "blocked":
+            shutil.rmtree(folder / ".ckptcore", ignore_errors=True)
+            block(folder / ".ckptcore")
+        for path in (*folder.iterdir(), folder):
+            os.utime(path, (1e9, 1e9))
+    capsys.readouterr()
+    assert run(command(trained, "film", *FOUR)) == 0
+    said = capsys.readouterr().err
+    assert "what an earlier prediction left, blocked, was not deleted" in said
+    assert "deleted what was kept of earlier, unfinished predictions: old\n" in said
+    assert [path.name for path in kept(trained, "film")] == ["blocked"]
 
 
 def test_nothing_that_is_kept_tells_of_patients_or_places(

@@ -197,6 +197,34 @@ def test_data_whose_own_file_is_cut_off_are_named(repository: Path) -> None:
     assert file.read_text(encoding="utf-8") == whole[:-12]
 
 
+def test_file_of_data_without_a_line_feed_at_its_end_is_no_cut_off_one(repository: Path) -> None:
+    file = repository / "raw.zip.dvc"
+    file.write_text("outs:\n- md5: 4b1ad8e2a1b0f4f1fd33f9a2dca8d4a5\n  path: raw.zip", encoding="utf-8")
+    assert recover(repository) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (LOCK, "cut off within report, so it and the stages after it are looked at again; 2 are kept"),
+        (
+            LOCK.partition("  cohort")[0],
+            "removed, as it was cut off in its first stage; every stage is looked at again",
+        ),
+    ],
+    ids=["three stages", "one"],
+)
+def test_lock_that_lacks_its_last_line_feed_alone_is_not_told_as_surely_cut_off(
+    repository: Path, text: str, told: str
+) -> None:
+    file = repository / "dvc.lock"
+    file.write_text(text.removesuffix("\n"), encoding="utf-8")
+    perhaps = " (perhaps only its last line feed was missing: nobody can tell)"
+    assert recover(repository) == [f"dvc.lock: {told}{perhaps}"]
+    assert not file.exists() or LOCK.startswith(file.read_text(encoding="utf-8"))
+    assert recover(repository) == []
+
+
 @pytest.mark.parametrize("links", [False, True])
 @pytest.mark.parametrize("name", ["lock", "rwlock.lock"])
 def test_nothing_is_touched_while_a_dvc_writes(repository: Path, name: str, links: bool) -> None:

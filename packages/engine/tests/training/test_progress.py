@@ -1,6 +1,8 @@
 """Progress on a terminal and elsewhere."""
 
 import io
+import os
+from contextlib import suppress
 
 import pytest
 
@@ -48,6 +50,18 @@ def test_on_a_terminal_a_bar_shows_count_and_note(monkeypatch):
 @pytest.mark.parametrize("mode", ["auto", "bar", "lines", "none"])
 def test_every_item_comes_in_its_order(mode):
     assert list(track(iter("abc"), "letters", 3, mode)) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("mode", ["bar", "lines"])
+def test_a_terminal_that_is_gone_stops_nothing(mode):
+    window, inside = os.openpty()
+    # Its own end fails, as there is still something to be written.
+    with suppress(OSError), open(inside, "w") as stream:
+        for step in Track(range(4), "train", mode=mode, stream=stream, clock=Clock()):
+            if step == 1:
+                os.close(window)
+            done = step
+    assert done == 3
 
 
 @pytest.mark.parametrize(

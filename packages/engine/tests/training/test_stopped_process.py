@@ -1,9 +1,13 @@
 """`radfuse train` as a process that is stopped from outside, and started again."""
 
+import fcntl
 import os
+import select
 import signal
 import subprocess
 import sys
+import termios
+import time
 
 import psutil
 import pytest
@@ -42,6 +46,41 @@ def test_row_5_3_a_signal_to_all_processes_saves_the_step_under_way_and_the_next
         rest, said = running.communicate(timeout=120)
     assert running.returncode == 0, said
     assert rest.splitlines()[0] == str(last + 1)
+    assert_same(result(whole), result(torn))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no terminals of this kind")
+def test_a_terminal_that_is_closed_is_one_signal_and_what_it_cannot_show_any_more_stops_nothing(tmp_path):
+    whole, torn = (toy_pipeline(tmp_path / name, block={"progress": "auto"}) for name in ("whole", "torn"))
+    whole.train()
+    # As in a window: a shell, and the training in front of it. Steps go to a file, all else to the window.
+    steps = tmp_path / "steps"
+    window, inside = os.openpty()
+    shell = subprocess.Popen(
+        ["sh", "-c", '"$0" -c "$1" "$2" > "$3"; exit $?', sys.executable, TRAIN, str(torn.file), str(steps)],
+        cwd=torn.root, env=environment(), stdin=inside, stdout=inside, stderr=inside, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(inside)
+    try:
+        until = time.monotonic() + 60
+        while "8" not in (steps.read_text().split() if steps.exists() else ()):
+            assert time.monotonic() < until and shell.poll() is None
+            # Somebody looks at it: one that is full would hold the training up.
+            if select.select([window], [], [], 0.01)[0]:
+                os.read(window, 65536)
+        inner = psutil.Process(shell.pid).children()
+    finally:
+        os.close(window)
+    for one in inner:
+        # As bash does, besides what the kernel sends.
+        time.sleep(0.001)
+        one.send_signal(signal.SIGHUP)
+    shell.wait(timeout=60)
+    assert psutil.wait_procs(inner, timeout=60)[1] == []
+    header = ckptcore.read_header(torn.works()[0] / "tiny_latest.pth")
+    assert (header.reason, header.global_step) == ("signal", int(steps.read_text().split()[-1]))
+    torn.train()
     assert_same(result(whole), result(torn))
 
 
@@ -96,6 +135,14 @@ def test_a_training_whose_process_that_loads_is_killed_says_so(tmp_path):
     assert running.returncode == 1
     assert "a process that loads samples was killed" in said and "fewer train.workers" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere no such server is to be had")
+def test_processes_that_load_are_the_trainings_own_where_python_would_have_a_server_start_them(tmp_path):
+    pipeline = toy_pipeline(tmp_path, block={"workers": 1})
+    with started(pipeline, START_METHOD="forkserver") as running:
+        _, said = running.communicate(timeout=120)
+    assert running.returncode == 0, said
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere torch needs seconds to notice")

@@ -1,5 +1,6 @@
 """A whole training: keys, names, log, pictures, work folders, errors."""
 
+import errno
 import json
 import logging
 import math
@@ -190,6 +191,39 @@ def test_a_deletion_that_was_killed_leaves_no_half_of_a_training(toy, monkeypatc
     again = toy.train()
     assert again.trained and again.key == first.key and again.published
     assert not [one for one in toy.places.work("toy").iterdir() if one.name.endswith(".deleted")]
+
+
+def test_a_training_that_cannot_be_deleted_is_not_told_as_deleted_and_goes_the_next_time(
+    toy, monkeypatch, caplog
+):
+    first = toy.train()
+    make_old(toy.places.work("toy") / first.key)
+
+    def fails(folder, **_):
+        raise OSError(errno.EIO, "Input/output error", str(folder / "run.json"))
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.INFO, "radfuse"):
+        patch.setattr(workfolder.shutil, "rmtree", fails)
+        assert toy.train("seed=1").published
+    assert f"the work folder {first.key} was not deleted, or not wholly: " in caplog.text
+    assert "deleted work folders" not in caplog.text
+    toy.train("seed=1")
+    assert not list(toy.places.work("toy").glob("*.deleted"))
+
+
+def test_a_training_whose_lock_cannot_be_had_is_not_told_as_deleted_and_stays_whole(toy, caplog):
+    first = toy.train()
+    folder = toy.places.work("toy") / first.key
+    make_old(folder)
+    lock = folder.with_name(f"{first.key}.lock")
+    lock.unlink(missing_ok=True)
+    lock.mkdir()
+    before = sorted(path.name for path in folder.iterdir())
+    with caplog.at_level(logging.INFO, "radfuse"):
+        assert toy.train("seed=1").published
+    assert f"the work folder {first.key} was not deleted" in caplog.text and lock.name in caplog.text
+    assert "deleted work folders" not in caplog.text
+    assert sorted(path.name for path in folder.iterdir()) == before
 
 
 def test_a_damaged_checkpoint_of_another_training_is_no_nearest_one(toy, caplog):

@@ -26,7 +26,7 @@ import numpy as np
 
 import ckptcore
 from ckptcore import durable
-from ckptcore.errors import DiskFull, FolderBusy
+from ckptcore.errors import CheckpointError, DiskFull, FolderBusy
 from ckptcore.lease import Lease
 from radfuse.engine import code, workfolder
 from radfuse.engine.digests import file_digest
@@ -174,21 +174,29 @@ def prune(places: Places, name: str) -> list[str]:
     """Delete what this pipeline's earlier predictions of a modality left, if nobody touched it for a day.
 
     A newer table has taken their place. Those of a day may be another process's, or of parameters that are
-    tried in turn.
+    tried in turn. What cannot be deleted is told and left.
 
     Returns:
         Names of the deleted folders.
     """
     gone = []
     for folder in _folders(places, name):
-        if time.time() - _touched(folder) < _A_DAY:
-            continue
         lease = Lease(folder)
-        with suppress(FolderBusy):
+        try:
+            if time.time() - _touched(folder) < _A_DAY:
+                continue
             lease.acquire()
-            shutil.rmtree(folder, ignore_errors=True)
-            lease.release()
+            shutil.rmtree(folder)
             gone.append(folder.name)
+        except FolderBusy:
+            continue
+        except (OSError, CheckpointError) as error:
+            # The new table is published, and this is in nobody's way.
+            _log.warning(
+                "what an earlier prediction left, %s, was not deleted, or not wholly: %s", folder.name, error
+            )
+        finally:
+            lease.release()
     if gone:
         _log.info("deleted what was kept of earlier, unfinished predictions: %s", ", ".join(gone))
     return gone

@@ -26,6 +26,7 @@ from radfuse.engine.prepared import Prepared
 from radfuse.engine.progress import track
 from radfuse.engine.tables import PATIENT, SAMPLE, SPLIT, SPLITS, STUDY
 from radfuse.engine.training import numerics
+from radfuse.engine.training.killed_loaders import killed_loaders_told
 from radfuse.engine.training.loaders import Examples, Loader
 from radfuse.engine.training.numerics import Numerics
 from radfuse.engine.training.run import Whole
@@ -153,6 +154,7 @@ def predict_split(params: Params, places: Places, name: str) -> Path:
         StaleError: the model was trained on other images, or another split.
         SettingsError: no sample is held out.
         Busy: another process is at the same prediction.
+        LoaderDied: a process that loads samples was killed.
         NonFiniteAnswers: the model's answer to a sample is no number.
     """
     modality = modality_of(name)
@@ -214,6 +216,7 @@ def answers(asked: Prediction, kept: KeptAnswers) -> pd.DataFrame:
         kept: what was answered before; what is answered now is added.
 
     Raises:
+        LoaderDied: a process that loads samples was killed.
         NonFiniteAnswers: the model's answer to a sample is no number.
     """
     import pandas as pd
@@ -223,7 +226,7 @@ def answers(asked: Prediction, kept: KeptAnswers) -> pd.DataFrame:
     if missing < total:
         _log.info("%d of %d samples were predicted before", total - missing, total)
     nonfinite: list[str] = []
-    with closing(_predicted(asked, left)) as predicted:
+    with killed_loaders_told("predict.workers"), closing(_predicted(asked, left)) as predicted:
         for number, (found, bad) in zip(left, predicted, strict=True):
             nonfinite += bad
             # Such answers are asked for again: the next time the machine may be in order.

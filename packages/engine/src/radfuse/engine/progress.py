@@ -5,11 +5,34 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from typing import Any, Generic, Literal, TextIO, TypeVar
+from contextlib import suppress
+from typing import Any, Generic, Literal, TextIO, TypeVar, cast
 
 Item = TypeVar("Item")
 Mode = Literal["auto", "bar", "lines", "none"]
 SECONDS_BETWEEN_LINES = 10.0
+
+
+class _Lasting:
+    """A stream that may vanish, as a terminal does when its window is closed: what is shown is then lost.
+
+    Work of hours does not end because nobody can see any more how far it is.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
 
 
 class Track(Generic[Item]):
@@ -40,7 +63,7 @@ class Track(Generic[Item]):
         self._mode = mode
 
     def __iter__(self) -> Iterator[Item]:
-        stream = self._stream or sys.stderr
+        stream = cast("TextIO", _Lasting(self._stream or sys.stderr))
         mode = self._mode
         if mode == "auto":
             mode = "bar" if stream.isatty() else "lines"

@@ -8,7 +8,10 @@ cut within the writing leaves them cut off. Every later ``dvc repro`` then stops
 - what it was putting into its cache of runs, below ``.dvc/cache/runs``,
 - ``NAME.dvc`` of data that ``dvc add`` took up.
 
-What is whole is judged by DVC's own schemas: a file that DVC can read is never touched.
+What is whole is judged by DVC's own schemas: a file that DVC can read is never touched, but for a
+``dvc.lock`` without a line feed at its end. DVC always writes one, and without it nobody can tell
+``size: 12`` from the begin of ``size: 1234``. Such a file loses the entry of its last stage, which then runs
+again.
 """
 
 from __future__ import annotations
@@ -134,8 +137,9 @@ def _is_whole(file: Path) -> bool:
     text = _text(file)
     if file.name == "rwlock":
         return _is_json(text)
-    # DVC ends each of these with a line feed.
-    return text.endswith("\n") and _is_valid(text, lock=file.name == _MADE_FROM)
+    lock = file.name == _MADE_FROM
+    # DVC ends a lock with a line feed; without it a number may be the begin of another one.
+    return (text.endswith("\n") or not lock) and _is_valid(text, lock)
 
 
 def _text(file: Path) -> str:
@@ -183,11 +187,13 @@ def _mended(file: Path) -> str | None:
 def _mend_lock(file: Path) -> str:
     # A file that had not reached the disk at a power cut may end in zeros.
     text = _text(file).split("\0")[0]
+    readable = _is_valid(text, lock=True)
+    perhaps = " (perhaps only its last line feed was missing: nobody can tell)" if readable else ""
     begun = [*_STAGE.finditer(text)]
     kept = text[: begun[-1].start()] if begun else ""
     if len(begun) < 2 and (_HEAD.startswith(text.rstrip(" ")) or kept == _HEAD):
         durable.remove(file)
-        return "removed, as it was cut off in its first stage; every stage is looked at again"
+        return f"removed, as it was cut off in its first stage; every stage is looked at again{perhaps}"
     if len(begun) < 2 or not _is_valid(kept, lock=True):
         # As after an unfinished merge. DVC says where.
         return (
@@ -196,5 +202,5 @@ def _mend_lock(file: Path) -> str:
         )
     durable.write_text(file, kept)
     stage = begun[-1][0].strip().rstrip(":").strip("'\"")
-    before = len(begun) - 1
-    return f"cut off within {stage}, so it and the stages after it are looked at again; {before} are kept"
+    kept_too = f"{len(begun) - 1} are kept{perhaps}"
+    return f"cut off within {stage}, so it and the stages after it are looked at again; {kept_too}"

@@ -272,11 +272,11 @@ def prune(places: Places, name: str, keep: WorkFolder, needed: Sequence[Path | N
                 # Whole or gone under its name, as somebody may return to the old parameters after a kill.
                 going = folder.with_name(folder.name + _GOING)
                 os.replace(folder, going)
-                gone.append(folder.name)
                 shutil.rmtree(going)
+                gone.append(folder.name)
         except OSError as error:
             # What was trained is published; the next end of a training tries again.
-            _log.warning("the work folder %s cannot be deleted: %s", folder.name, error)
+            _log.warning("the work folder %s was not deleted, or not wholly: %s", folder.name, error)
     if gone:
         _log.info("deleted work folders of earlier trainings: %s", ", ".join(gone))
     return gone

@@ -7,7 +7,9 @@ from pathlib import Path
 
 HERE = Path(__file__).parents[1]
 TRAIN = """
-import os, signal, sys, time
+import multiprocessing, os, signal, sys, time
+# What Python has chosen differs between its versions.
+multiprocessing.set_start_method(os.environ.get("START_METHOD"))
 # Who runs the tests may ignore it, as nohup does, and a training would then, too.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from radfuse.engine.cli import run
@@ -15,7 +17,8 @@ from radfuse.engine.training.run import Run
 count = Run.count
 def told(self, batch, loss):
     count(self, batch, loss)
-    print(self.at.step, flush=True)
+    # Not by print: a progress bar takes that to where it is shown.
+    os.write(1, f"{self.at.step}\\n".encode())
     time.sleep(0.05)
 Run.count = told
 if "SECONDS_A_SAMPLE" in os.environ:

@@ -50,6 +50,7 @@ def run(params: Params, places: Places) -> str:
         MissingStage: an earlier stage has not run.
         StaleError: a table does not belong to the models or the split at hand.
         LeakageError: a patient is in more than one split.
+        NonFiniteLoss: the meta-learner's training came to something that is no number.
     """
     settings = params.block("ensemble", EnsembleSettings)
     recipe = Recipe(**settings.model_dump(), seed=params.seed)

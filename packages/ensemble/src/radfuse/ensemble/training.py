@@ -7,8 +7,9 @@ checkpoint holds them all and a training that was killed goes on to the same bit
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 import ckptcore
 from ckptcore.rules import EveryEpochs, Final, OnSignal
 from radfuse.engine import metrics
+from radfuse.engine.errors import NonFiniteLoss
 from radfuse.engine.tracking import FINISHED_AT
 from radfuse.engine.training.numerics import one_thread
 from radfuse.engine.training.randomness import number_of
@@ -122,6 +124,7 @@ def train(
 
     Raises:
         TrainingInterrupted: a signal came; what was done is saved.
+        NonFiniteLoss: a step came to something that is no number; nothing of it is saved.
         FolderBusy: another process trains the same and does not come to an end.
     """
     # So small a network gains nothing by more threads, and with one its bits are the same everywhere.
@@ -168,20 +171,40 @@ class _Run:
             return MetaLearner(*shape, self._recipe.parameters)
 
     def step(self, epoch: int) -> dict[str, float]:
-        """One step of every network, and how good the networks of the folds are now."""
+        """One step of every network, and how good the networks of the folds are now.
+
+        Raises:
+            NonFiniteLoss: the step came to something that is no number.
+        """
         self.networks.train()
         self._optimizer.zero_grad()
         losses = [self._loss(at, epoch) for at in range(len(self._courses))]
-        sum(loss for _, loss in losses).backward()  # type: ignore[union-attr]
+        total: Any = torch.stack([loss for _, loss in losses]).sum()
+        total.backward()
+        length = nn.utils.get_total_norm([one.grad for one in self.networks.parameters()])
+        self._require_numbers(epoch, {"loss": total.detach(), "gradient's length": length})
         self._optimizer.step()
-        self._schedule.step()
         crossed = self.crossed()
+        # The next loss would show what came of this step, and of the last one nobody computes it.
+        weights = nn.utils.parameters_to_vector(self.networks.parameters()).detach()
+        largest = {"largest weight": weights.abs().max(), "largest answer": np.abs(crossed).max()}
+        self._require_numbers(epoch, largest)
+        self._schedule.step()
         return {
             "train_loss": float(losses[0][0].detach()),
             "val_loss": cross_entropy(crossed, self._truth),
             "val_auc": mean_auroc(self._truth, crossed),
             FINISHED_AT: round(time.time(), 3),
         }
+
+    def _require_numbers(self, epoch: int, found: Mapping[str, Any]) -> None:
+        (rate,) = self._schedule.get_last_lr()
+        for what, value in found.items():
+            if not math.isfinite(value):
+                raise NonFiniteLoss(
+                    f"the meta-learner's {what} is {float(value)} at epoch {epoch + 1}, learning rate "
+                    f"{rate:.3g}. Expected a number: lower ensemble.learning_rate. This step is not saved."
+                )
 
     def _loss(self, at: int, epoch: int) -> tuple[Tensor, Tensor]:
         """Cross-entropy, and the same with the decay that holds the correction back."""

@@ -49,7 +49,9 @@ COMMANDS = {
     "cohort": _engine("cohort", "Scan the sources and split their patients."),
     "prepare": _engine("prepare", "Turn the images of a modality into arrays."),
     "train": _engine("train", "Train the network of a modality, or go on where it was stopped."),
-    "predict-split": _engine("predict_split", "Predict every sample of a modality with its best checkpoint."),
+    "predict-split": _engine(
+        "predict_split", "Predict a modality's held-out samples with its best checkpoint."
+    ),
     "evaluate": _engine("evaluate", "Figures of every model, with intervals, and the report."),
     "export": _engine("export", "Write ONNX and TorchScript files and check that they answer alike."),
     "predict": _engine("predict", "Ask an exported model about files of your own."),

@@ -18,8 +18,8 @@ def recover(folder: Folder = Path(), quiet: Quiet = False, as_json: Json = False
     """Mend what a kill cut off while DVC was writing it, so that `dvc repro` starts again.
 
     That is .dvc/tmp/rwlock, dvc.lock (of which all stages before the cut are kept) and the cache of runs.
-    What DVC can read stays as it is, and nothing is touched while a DVC is at work there. The targets of make
-    call this before `dvc repro`.
+    What DVC can read stays as it is, but for a dvc.lock without a line feed at its end: its last stage runs
+    again. Nothing is touched while a DVC is at work there. The targets of make call this before `dvc repro`.
     """
     from radfuse.engine.recovering import recover as run
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -204,6 +205,8 @@ class Loader:
             collate_fn=partial(stack, samples=examples.rows[SAMPLE].astype(str).tolist()),
             pin_memory=pin,
             persistent_workers=workers > 0,
+            # From 3.14 on Python would have a server start them, which would be their parent.
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
             worker_init_fn=partial(end_with_trainer, os.getpid()),
             # Its own, so that to begin an epoch draws nothing from the global generators.
             generator=torch.Generator().manual_seed(0),

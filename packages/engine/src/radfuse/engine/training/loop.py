@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from radfuse.engine.errors import LoaderDied, SettingsError
+from radfuse.engine.errors import SettingsError
 from radfuse.engine.progress import track
+from radfuse.engine.training.killed_loaders import killed_loaders_told
 from radfuse.engine.training.randomness import reseed
 from radfuse.engine.training.stages import training_mode
 
@@ -30,16 +31,12 @@ def train(run: Run) -> None:
         TrainingInterrupted: a signal asked for an end; the state is saved.
     """
     try:
-        while not run.done:
-            run.enter_epoch()
-            train_epoch(run)
-            run.end_epoch(validate(run))
+        with killed_loaders_told("train.workers"):
+            while not run.done:
+                run.enter_epoch()
+                train_epoch(run)
+                run.end_epoch(validate(run))
     except RuntimeError as error:
-        if "DataLoader worker" in str(error) and "Caught" not in str(error):
-            raise LoaderDied(
-                f"a process that loads samples was killed ({error}), perhaps as memory ran out: then try "
-                "fewer train.workers. What was saved last is kept."
-            ) from error
         limit, found, _ = str(error).partition(" does not have a deterministic implementation")
         if not found:
             raise
