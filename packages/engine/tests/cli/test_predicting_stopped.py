@@ -314,7 +314,7 @@ def test_another_model_or_image_meets_no_old_answer(
     change(trained)
     assert run(command(trained, "film", *FOUR)) == 0
     assert passes == [4] * 6 + [2]
-    assert "are not taken over, as it differs in:" in capsys.readouterr().err
+    assert "is not taken over, as it differs in:" in capsys.readouterr().err
     assert tables(trained, "film") == predicted(trained, "film", *FOUR)
 
 
@@ -408,7 +408,7 @@ def test_second_command_at_the_same_prediction_is_told_who_is_at_it(
 ) -> None:
     file = stopped("film", *FOUR)
     before = file.read_bytes()
-    monkeypatch.setattr(kept_answers, "LONGEST_WAIT", 0.1)
+    monkeypatch.setattr("radfuse.engine.kept.LONGEST_WAIT", 0.1)
     lease = Lease(file.parent)
     lease.acquire()
     try:
@@ -417,7 +417,7 @@ def test_second_command_at_the_same_prediction_is_told_who_is_at_it(
         said = capsys.readouterr().err
     finally:
         lease.release()
-    assert f"another process predicts exactly this (film; pid {os.getpid()}, host " in said
+    assert f"another process is at exactly these predictions of film (pid {os.getpid()}, host " in said
     assert "waiting for it to end" in said and "wait for it, or end it." in said
     assert "Traceback" not in said and file.read_bytes() == before
     assert run(command(trained, "film", *FOUR)) == 0
@@ -476,8 +476,8 @@ def test_what_an_earlier_prediction_left_and_cannot_be_deleted_fails_no_predicti
     capsys.readouterr()
     assert run(command(trained, "film", *FOUR)) == 0
     said = capsys.readouterr().err
-    assert "what an earlier prediction left, blocked, was not deleted" in said
-    assert "deleted what was kept of earlier, unfinished predictions: old\n" in said
+    assert "what was kept of earlier predictions of film, blocked, was not deleted" in said
+    assert "deleted what was kept of earlier, unfinished predictions of film: old\n" in said
     assert [path.name for path in kept(trained, "film")] == ["blocked"]
 
 

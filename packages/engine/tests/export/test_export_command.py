@@ -19,8 +19,10 @@ from killed_in_publish import KILLED_IN_PUBLISH
 
 import ckptcore
 from ckptcore import durable
+from ckptcore.lease import Lease
 from radfuse.engine import predictions
 from radfuse.engine.cli import run
+from radfuse.engine.export import onnx
 from radfuse.engine.export.cards import UntrustedExport
 from radfuse.engine.export.torchscript import load_torchscript
 from radfuse.engine.prepared import Prepared
@@ -376,6 +378,98 @@ def test_export_that_was_killed_as_it_gave_files_their_names_is_refused_and_leav
     assert export("film")[0] == 0
     assert files(pipeline) == FILM
     assert load_torchscript(folder / "film_torchscript.pt") is not None
+
+
+def of_export(pipeline, name: str) -> list[Path]:
+    """The folders in which an unfinished export keeps its files."""
+    root = pipeline.places.work(name) / "exports"
+    return sorted(root.iterdir()) if root.is_dir() else []
+
+
+def never_made(monkeypatch: pytest.MonkeyPatch, *forms: str) -> None:
+    for form in forms:
+        what = f"radfuse.engine.export.{form}.{form}_bytes"
+        monkeypatch.setattr(what, lambda *_: pytest.fail("it was finished before the stop"))
+
+
+def test_finished_files_of_an_export_that_was_stopped_are_not_made_again_though_dvc_has_deleted_them(
+    export: Export, pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_in_publishing(pipeline, "film_onnx.json")
+    shutil.rmtree(pipeline.places.exports)
+    never_made(monkeypatch, "onnx", "torchscript")
+    code, out, _ = export("film")
+    assert code == 0 and "film_onnx.onnx" in out
+    assert files(pipeline) == FILM
+    assert load_torchscript(pipeline.places.exports / "film_torchscript.pt") is not None
+    assert Predictor(pipeline.places.exports / "film_onnx.onnx") is not None
+    assert of_export(pipeline, "film") == []
+
+
+def test_models_that_were_exported_are_kept_until_the_last_one_is(
+    export: Export, pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, made = onnx.onnx_bytes, []
+
+    def stopped(*arguments):
+        if made:
+            raise KeyboardInterrupt
+        return counted(*arguments)
+
+    def counted(*arguments):
+        made.append("onnx")
+        return real(*arguments)
+
+    monkeypatch.setattr(onnx, "onnx_bytes", stopped)
+    assert export("film", "scan")[0] == 130
+    assert files(pipeline) == FILM and len(of_export(pipeline, "film")) == 1
+    monkeypatch.setattr(onnx, "onnx_bytes", counted)
+    assert export("film", "scan")[0] == 0
+    assert made == ["onnx", "onnx"]
+    assert files(pipeline) == [*FILM, *SCAN]
+    assert of_export(pipeline, "film") == of_export(pipeline, "scan") == []
+
+
+@pytest.mark.parametrize("harm", ["cut", "changed", "gone"])
+def test_a_finished_file_that_was_damaged_since_is_made_again(export: Export, pipeline, harm: str) -> None:
+    killed_in_publishing(pipeline, "film_torchscript.json")
+    (folder,) = of_export(pipeline, "film")
+    file = folder / "onnx.bin"
+    data = file.read_bytes()
+    file.write_bytes({"cut": data[:-1], "changed": data[:-1] + b"?", "gone": b""}[harm])
+    if harm == "gone":
+        file.unlink()
+    assert export("film")[0] == 0
+    assert Predictor(pipeline.places.exports / "film_onnx.onnx") is not None
+    assert files(pipeline) == FILM
+
+
+def test_finished_files_of_another_model_are_not_taken_over_which_is_said(export: Export, pipeline) -> None:
+    killed_in_publishing(pipeline, "film_torchscript.json")
+    pipeline.train("film", seed=3)
+    assert run(["predict-split", "film", "--params", str(pipeline.file)]) == 0
+    code, _, said = export("film")
+    assert code == 0
+    assert "what was kept of unfinished exports of film is not taken over, as it differs in:" in said
+    card = Card.read(pipeline.places.exports / "film_onnx.json")
+    best = pipeline.places.saved_models("film") / "filmnet_best.pth"
+    assert card.model_digest == ckptcore.read_header(best).model_digest
+
+
+def test_a_second_export_at_once_is_told_who_is_at_it(
+    export: Export, pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_in_publishing(pipeline, "film_torchscript.json")
+    (folder,) = of_export(pipeline, "film")
+    monkeypatch.setattr("radfuse.engine.kept.LONGEST_WAIT", 0.1)
+    lease = Lease(folder)
+    lease.acquire()
+    try:
+        code, _, said = export("film")
+    finally:
+        lease.release()
+    assert code == 1
+    assert f"another process is at exactly these exports of film (pid {os.getpid()}, host " in said
 
 
 def test_earlier_export_of_another_model_is_not_taken_for_that_of_a_killed_one(

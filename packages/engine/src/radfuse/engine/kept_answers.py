@@ -1,8 +1,8 @@
 """Answers of a prediction under way, batch by batch: one that was stopped goes on with what it lacks.
 
-They lie in the work folder, outside of what DVC deletes, under a key of everything that decides their bits.
 Answers of another model, of other arrays, parameters or code, or from another kind of machine, have another
-key and are never met. What a batch holds decides the last bits of its answers, so a batch is kept as a whole.
+key and are never met (see `kept`). What a batch holds decides the last bits of its answers, so a batch is
+kept as a whole.
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ import binascii
 import errno
 import hashlib
 import json
-import logging
 import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,37 +24,27 @@ import numpy as np
 
 import ckptcore
 from ckptcore import durable
-from ckptcore.errors import CheckpointError, DiskFull, FolderBusy
-from ckptcore.lease import Lease
+from ckptcore.errors import DiskFull
 from radfuse.engine import code, workfolder
 from radfuse.engine.digests import file_digest
-from radfuse.engine.errors import RadfuseError
 from radfuse.engine.prepared import ARRAY_SUFFIX, MASK_SUFFIX
 from radfuse.engine.tables import SAMPLE
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from radfuse.engine.places import Places
     from radfuse.engine.predicting import Prediction
     from radfuse.engine.prepared import Prepared
-
-_log = logging.getLogger(__name__)
 
 Answers = Mapping[str, "np.ndarray[Any, Any]"]
 """Columns of the prediction table for one batch, as `Task.answers` gives them."""
 SCHEMA = 1
 FILE = "answers.jsonl"
-LONGEST_WAIT = 60.0
-"""Seconds that another process, such as one whose DVC was just killed, is given to end."""
 _SYNCED_EVERY = 1.0
 """Seconds of work that a power cut may cost; a process that is killed loses none."""
-_A_DAY = 86_400.0
+PART = "predictions"
+"""Of the work folder."""
 _MODULES = ("radfuse.engine.predicting", "radfuse.engine.prepared", __name__)
-
-
-class Busy(RadfuseError):
-    """Another process is at the same prediction."""
 
 
 def recipe_of(asked: Prediction) -> dict[str, Any]:
@@ -137,120 +125,6 @@ class KeptAnswers:
     def remove(self) -> None:
         """Forget them: what they were for has been published."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-@contextmanager
-def opened(places: Places, name: str, recipe: Mapping[str, Any]) -> Iterator[KeptAnswers]:
-    """The answers that are there of a prediction, held until the block ends.
-
-    Args:
-        places: of the pipeline.
-        name: of the modality.
-        recipe: from `recipe_of`; names the folder.
-
-    Raises:
-        Busy: another process is at the same prediction, and does not end.
-    """
-    folder = _root(places, name) / workfolder.key_of(recipe)
-    lease = Lease(folder)
-    _acquire(lease, name)
-    try:
-        # Whoever had the lease may have finished, and taken the folder away.
-        durable.make_folder(folder)
-        if workfolder.read_record(folder) is None:
-            _announce_nearest(places, name, recipe)
-            noted = {
-                "recipe": dict(recipe),
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "pipeline": workfolder.name_of_pipeline(places),
-            }
-            durable.write_text(folder / workfolder.RECORD, json.dumps(noted, indent=1) + "\n")
-        yield KeptAnswers(folder)
-    finally:
-        lease.release()
-
-
-def prune(places: Places, name: str) -> list[str]:
-    """Delete what this pipeline's earlier predictions of a modality left, if nobody touched it for a day.
-
-    A newer table has taken their place. Those of a day may be another process's, or of parameters that are
-    tried in turn. What cannot be deleted is told and left.
-
-    Returns:
-        Names of the deleted folders.
-    """
-    gone = []
-    for folder in _folders(places, name):
-        lease = Lease(folder)
-        try:
-            if time.time() - _touched(folder) < _A_DAY:
-                continue
-            lease.acquire()
-            shutil.rmtree(folder)
-            gone.append(folder.name)
-        except FolderBusy:
-            continue
-        except (OSError, CheckpointError) as error:
-            # The new table is published, and this is in nobody's way.
-            _log.warning(
-                "what an earlier prediction left, %s, was not deleted, or not wholly: %s", folder.name, error
-            )
-        finally:
-            lease.release()
-    if gone:
-        _log.info("deleted what was kept of earlier, unfinished predictions: %s", ", ".join(gone))
-    return gone
-
-
-def _acquire(lease: Lease, name: str) -> None:
-    try:
-        lease.acquire()
-    except FolderBusy as busy:
-        other = f"another process predicts exactly this ({name}; {_shown(busy.holder)})"
-        _log.warning("%s; waiting for it to end, %g s at the most", other, LONGEST_WAIT)
-        try:
-            lease.acquire(LONGEST_WAIT)
-        except FolderBusy:
-            raise Busy(f"{other}; wait for it, or end it.") from None
-
-
-def _shown(holder: Mapping[str, object]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in holder.items()) or "which one is not noted"
-
-
-def _announce_nearest(places: Places, name: str, recipe: Mapping[str, Any]) -> None:
-    """Say why the answers of an unfinished prediction are of no use, if there is one."""
-    recipes = [(workfolder.read_record(folder) or {}).get("recipe") for folder in _folders(places, name)]
-    told = [workfolder.differences(one, recipe) for one in recipes if isinstance(one, dict)]
-    if told:
-        least = min(told, key=len)
-        _log.info(
-            "the answers of an unfinished prediction are not taken over, as it differs in:\n  %s",
-            "\n  ".join(least),
-        )
-
-
-def _root(places: Places, name: str) -> Path:
-    return places.work(name) / "predictions"
-
-
-def _folders(places: Places, name: str) -> list[Path]:
-    """What this pipeline keeps, and what a kill left without a record."""
-    root = _root(places, name)
-    if not root.is_dir():
-        return []
-    found = sorted(one for one in root.iterdir() if one.is_dir())
-    records = [workfolder.read_record(one) or {} for one in found]
-    own = workfolder.name_of_pipeline(places)
-    return [one for one, told in zip(found, records, strict=True) if told.get("pipeline", own) == own]
-
-
-def _touched(folder: Path) -> float:
-    try:
-        return max(one.stat().st_mtime for one in (folder, *folder.iterdir()))
-    except FileNotFoundError:
-        # It was finished meanwhile.
-        return time.time()
 
 
 def _line(number: int, found: Answers) -> bytes:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import ckptcore
-from radfuse.engine import calibration, kept_answers, predictions
+from radfuse.engine import calibration, kept, kept_answers, predictions
 from radfuse.engine.digests import file_digest
 from radfuse.engine.errors import RadfuseError, SettingsError
 from radfuse.engine.freshness import check_checkpoint, check_prepared
@@ -163,10 +163,11 @@ def predict_split(params: Params, places: Places, name: str) -> Path:
     conditions = numerics.choose(params.predict.device, "32")
     batches = _batches(params, modality, prepared, trained.task)
     asked = Prediction(params, modality, prepared, trained, conditions, batches)
-    with kept_answers.opened(places, name, kept_answers.recipe_of(asked)) as kept:
-        _write(places, prepared, trained, answers(asked, kept))
-        kept.remove()
-    kept_answers.prune(places, name)
+    with kept.opened(places, name, kept_answers.PART, kept_answers.recipe_of(asked)) as folder:
+        finished = KeptAnswers(folder)
+        _write(places, prepared, trained, answers(asked, finished))
+        finished.remove()
+    kept.prune(places, name, kept_answers.PART)
     return places.predictions(name)
 
 

@@ -26,13 +26,15 @@ def export(names: Names = None, params: ParamsFile = PARAMS, overrides: Override
 
     Every file is run on prepared samples, in several batches and sizes, before it gets its name. Where its
     answers differ from the checkpoint's by more than export.tolerance, nothing is written and the exit code
-    is 1.
+    is 1. Stopped at any moment, the same command goes on with the files that were not finished.
     """
+    from radfuse.engine.cli.training_process import show_log
     from radfuse.engine.export.exporting import export as write
 
     settings, places = pipeline(params, overrides)
     errors = console(errors=True)
-    written = write(settings, places, names or [], lambda text: errors.print(text, markup=False))
+    with show_log():
+        written = write(settings, places, names or [], lambda text: errors.print(text, markup=False))
     rows = [
         [
             one.name,

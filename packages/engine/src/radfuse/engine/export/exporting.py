@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from radfuse.engine import kept
 from radfuse.engine.agreement import read_json
 from radfuse.engine.errors import MissingStage, UnknownModality
 from radfuse.engine.evaluation.results import WEIGHTS
 from radfuse.engine.export.exportable import files_of, from_description, further_exports
+from radfuse.engine.export.kept_files import PART, KeptFiles, recipe_of
 from radfuse.engine.export.trained import exportable
 from radfuse.engine.export.writing import Written, write, write_not_applicable
 from radfuse.engine.modality import modalities
@@ -16,6 +19,7 @@ from radfuse.engine.modality import modalities
 if TYPE_CHECKING:
     from radfuse.engine.config import Params
     from radfuse.engine.export.exportable import Exportable
+    from radfuse.engine.export.parity import Probe
     from radfuse.engine.places import Places
 
 Say = Callable[[str], None]
@@ -35,16 +39,30 @@ def export(params: Params, places: Places, names: Sequence[str], say: Say) -> li
         MissingStage: an earlier stage has not run.
         StaleError: what earlier stages made does not belong together.
         ParityError: a file answers otherwise than its checkpoint.
+        Busy: another process is at the same export.
     """
     known = [*modalities(), *further_exports()]
     for name in names:
         if name not in known:
             raise UnknownModality(name, known)
     written: list[Written] = []
-    for name in names or _published(places):
-        model = _model(params, places, name, say, asked=bool(names))
-        if model is not None:
-            written += write(model, places.exports, params.export.formats, params.export.tolerance)
+    formats, tolerance, finished = params.export.formats, params.export.tolerance, []
+    with ExitStack() as held:
+
+        def keep(model: Exportable, expected: Sequence[Probe]) -> KeptFiles:
+            recipe = recipe_of(model, expected, tolerance)
+            finished.append(KeptFiles(held.enter_context(kept.opened(places, model.name, PART, recipe))))
+            return finished[-1]
+
+        for name in names or _published(places):
+            model = _model(params, places, name, say, asked=bool(names))
+            if model is not None:
+                written += write(model, places.exports, formats, tolerance, keep)
+        # Not one by one: DVC deletes all that an export had published which was stopped later on.
+        for one in finished:
+            one.remove()
+    for name in {one.name for one in written}:
+        kept.prune(places, name, PART)
     return written
 
 

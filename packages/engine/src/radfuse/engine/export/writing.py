@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from radfuse.engine.export.exportable import Exportable
+    from radfuse.engine.export.kept_files import KeptFiles
+
+    Keep = Callable[[Exportable, Sequence[Probe]], KeptFiles]
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,9 @@ _FORMATS = {
 }
 
 
-def write(model: Exportable, folder: Path, formats: Sequence[str], tolerance: float) -> list[Written]:
+def write(
+    model: Exportable, folder: Path, formats: Sequence[str], tolerance: float, keep: Keep | None = None
+) -> list[Written]:
     """Export a model, run every file on real samples, and give the files their names if all is well.
 
     Args:
@@ -74,6 +79,7 @@ def write(model: Exportable, folder: Path, formats: Sequence[str], tolerance: fl
         folder: where the files and their cards go; made when missing.
         formats: ``onnx``, ``torchscript``.
         tolerance: the largest difference from the checkpoint that is allowed.
+        keep: gives the place where finished files are kept; each is made anew where there is none.
 
     Raises:
         ParityError: a file answers otherwise than the checkpoint. No file is left of this export; those of an
@@ -86,8 +92,9 @@ def write(model: Exportable, folder: Path, formats: Sequence[str], tolerance: fl
         raise MissingStage(f"expected real samples to try the export of {model.name} on, got none.")
     durable.make_folder(folder)
     expected = probes(model.graph, model.samples, model.step)
+    kept = None if keep is None else keep(model, expected)
     with ExitStack() as leftovers:
-        tried = [_tried(model, folder, form, expected, tolerance, leftovers) for form in formats]
+        tried = [_tried(model, folder, form, expected, tolerance, kept, leftovers) for form in formats]
         for one in tried:
             durable.publish(one.temporary, [one.written.file])
         # A file counts only with a card that names its digest, so what a kill leaves between is refused.
@@ -129,14 +136,22 @@ def _tried(
     form: str,
     expected: Sequence[Probe],
     tolerance: float,
+    kept: KeptFiles | None,
     leftovers: ExitStack,
 ) -> _Tried:
     began = time.monotonic()
     how, target = _FORMATS[form], folder / model.files[form]
-    # Two samples, or twice the same one: an axis of length 1 would be taken for a constant.
-    data = how.make(model, torch.stack([model.samples[0], model.samples[-1]]))
-    temporary = _staged(target, data, leftovers)
-    difference = largest_difference(target.name, how.runner(temporary), expected, tolerance)
+    finished = None if kept is None else kept.read(form)
+    if finished is not None:
+        data, difference = finished
+        temporary = _staged(target, data, leftovers)
+    else:
+        # Two samples, or twice the same one: an axis of length 1 would be taken for a constant.
+        data = how.make(model, torch.stack([model.samples[0], model.samples[-1]]))
+        temporary = _staged(target, data, leftovers)
+        difference = largest_difference(target.name, how.runner(temporary), expected, tolerance)
+        if kept is not None:
+            kept.add(form, data, difference)
     parity = {"samples": len(model.samples), "max_abs_difference": difference, "tolerance": tolerance}
     card = card_text(model.card, hashlib.sha256(data).hexdigest(), how.opset, parity)
     staged_card = _staged(card_path(target), card.encode("utf-8"), leftovers)
