@@ -180,9 +180,9 @@ def test_torchscript_holds_no_path_of_this_machine_and_no_sample(exported) -> No
             assert [trace for trace in traces if trace in archive.read(name)] == [], name
 
 
-def test_second_export_has_the_same_onnx_bytes(exported, export: Export, pipeline) -> None:
-    assert export("film")[0] == 0
-    for name in ("film_onnx.onnx",):
+def test_second_export_has_the_same_bytes_also_of_a_model_alone(exported, export: Export, pipeline) -> None:
+    assert export("scan")[0] == 0
+    for name in ("scan_onnx.onnx", "scan_torchscript.pt"):
         assert (pipeline.places.exports / name).read_bytes() == (exported.places.exports / name).read_bytes()
 
 
@@ -393,7 +393,7 @@ def never_made(monkeypatch: pytest.MonkeyPatch, *forms: str) -> None:
 
 
 def test_finished_files_of_an_export_that_was_stopped_are_not_made_again_though_dvc_has_deleted_them(
-    export: Export, pipeline, monkeypatch: pytest.MonkeyPatch
+    export: Export, pipeline, exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed_in_publishing(pipeline, "film_onnx.json")
     shutil.rmtree(pipeline.places.exports)
@@ -403,6 +403,8 @@ def test_finished_files_of_an_export_that_was_stopped_are_not_made_again_though_
     assert files(pipeline) == FILM
     assert load_torchscript(pipeline.places.exports / "film_torchscript.pt") is not None
     assert Predictor(pipeline.places.exports / "film_onnx.onnx") is not None
+    for name in (FILM[1], FILM[3]):
+        assert (pipeline.places.exports / name).read_bytes() == (exported.places.exports / name).read_bytes()
     assert of_export(pipeline, "film") == []
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from exportables import CARD
+from tiny_graphs import classifier, segmenter
 from torch import nn
 
 from radfuse.engine.export import torchscript
@@ -30,6 +31,15 @@ def test_any_batch_is_answered_as_the_network_does(
 ) -> None:
     image = torch.rand(batch, 3, 32, 32)
     torch.testing.assert_close(load_torchscript(exported)(image), tiny_classifier(image))
+
+
+def test_bytes_are_the_same_whatever_was_traced_before() -> None:
+    image, volume = torch.rand(2, 3, 32, 32), torch.rand(2, 4, 32, 32, 32)
+    first = torchscript_bytes(classifier(), image)
+    other = torchscript_bytes(segmenter(), volume)
+    assert torchscript_bytes(classifier(), image) == first
+    assert torchscript_bytes(segmenter(), volume) == other
+    assert torchscript_bytes(classifier(seed=1), image) != first
 
 
 def test_changed_file_is_refused_before_torch_reads_it(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,10 +27,12 @@ _DEBUG = ".debug_pkl"
 _TRACED = "traced_inputs"
 _WRITERS_OWN = ("version", "byteorder", ".data/")
 """Records that torch's writer of archives adds by itself."""
+_NUMBERED = re.compile(r"(?<=___torch_mangle_)\d+")
+"""How torch tells classes of the same name apart: by how many it has met in this process."""
 
 
 def torchscript_bytes(graph: nn.Module, example: Tensor) -> bytes:
-    """The graph traced; other bytes each time, as torch numbers what it traces.
+    """The graph traced; the same bytes each time, whatever this process has traced before.
 
     Args:
         graph: in evaluation mode; its weights take no gradients afterwards, as those in the file.
@@ -42,8 +45,10 @@ def torchscript_bytes(graph: nn.Module, example: Tensor) -> bytes:
     graph.requires_grad_(False)
     buffer = io.BytesIO()
     with _quiet(), torch.no_grad():
-        # torch's own check repeats the traced example; ours (`parity`) takes other batches and sizes.
-        traced = torch.jit.trace(graph, (example,), check_trace=False)  # type: ignore[no-untyped-call]
+        # The first class of a name gets no number. After a first time every class of this graph has one.
+        for _ in range(2):
+            # torch's own check repeats the traced example; ours (`parity`) takes other batches and sizes.
+            traced = torch.jit.trace(graph, (example,), check_trace=False)  # type: ignore[no-untyped-call]
         torch.jit.save(traced, buffer)
     return _stripped(buffer.getvalue())
 
@@ -83,14 +88,30 @@ def runner(path: Path) -> Answers:
 
 
 def _stripped(data: bytes) -> bytes:
-    """The same archive without what is there for debugging: paths of this machine, the traced sample."""
+    """The same archive without what is there for debugging: paths of this machine, the traced sample.
+
+    Its classes are numbered from 0.
+    """
     reader = torch._C.PyTorchFileReader(io.BytesIO(data))
     buffer = io.BytesIO()
     writer = torch._C.PyTorchFileWriter(buffer)
-    for name in reader.get_all_records():
-        if not name.startswith(_WRITERS_OWN) and not name.startswith(_TRACED) and not name.endswith(_DEBUG):
-            record = reader.get_record(name)
-            writer.write_record(name, record, len(record))
+    names = [
+        name
+        for name in reader.get_all_records()
+        if not name.startswith(_WRITERS_OWN) and not name.startswith(_TRACED) and not name.endswith(_DEBUG)
+    ]
+    numbers = sorted({int(found) for name in names for found in _NUMBERED.findall(name)})
+    place = {str(number): str(at) for at, number in enumerate(numbers)}
+
+    def renumbered(text: str) -> str:
+        return _NUMBERED.sub(lambda found: place[found[0]], text)
+
+    for name in names:
+        record = reader.get_record(name)
+        if name.endswith((".py", ".pkl")):
+            # A pickle names a class without saying how long its name is.
+            record = renumbered(record.decode("latin-1")).encode("latin-1")
+        writer.write_record(renumbered(name), record, len(record))
     writer.write_end_of_file()
     return buffer.getvalue()
 
