@@ -23,6 +23,10 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
+# DVC notes the names of all files that it follows, patients' folders among them: by itself below /var/tmp, where
+# every account of the machine may read them.
+DVC_NOTES := .dvc/tmp/site
+
 # DVC, killed while it writes its own notes, does not start again before they are mended.
 REPRO := radfuse recover --quiet && exec dvc repro
 
@@ -46,6 +50,8 @@ $(STAMP): Makefile constraints.txt $(wildcard packages/*/pyproject.toml)
 	@echo "Installing into $(VENV) (minutes the first time: torch is large)"
 	@$(PIP_INSTALL) $(BUILD_TOOLS)
 	@$(PIP_INSTALL) --no-build-isolation $(PACKAGES) $(DEV_TOOLS) $(PIPELINE_TOOLS)
+	@mkdir -p $(DVC_NOTES) && chmod 700 $(DVC_NOTES)
+	@dvc config --local core.site_cache_dir "$(CURDIR)/$(DVC_NOTES)"
 	@touch $@
 
 demo: setup ## the whole pipeline on a synthetic cohort: images, three trainings, ensemble, report, exports
@@ -67,9 +73,15 @@ ensemble: setup ## all branches and the ensemble over them
 export: setup ## all models as ONNX and TorchScript, checked against their checkpoints
 	$(REPRO) export
 
+# Whose runs are shown: a folder with params.yaml.
+PIPELINE := .
+
 ui: setup ## compare runs in the browser: MLflow at http://127.0.0.1:5000, this machine only
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(RUN) mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db \
-	  --host 127.0.0.1 --port 5000 --workers 1
+	@test -f "$(PIPELINE)/mlflow.db" || { \
+	  echo "Expected mlflow.db, which a training makes, in the folder of a pipeline; $(PIPELINE) has none." >&2; \
+	  echo "Train first (make demo), or name the folder of another pipeline: make ui PIPELINE=my_pipeline" >&2; exit 1; }
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(RUN) mlflow ui --backend-store-uri \
+	  "sqlite:///$$(cd "$(PIPELINE)" && pwd)/mlflow.db" --host 127.0.0.1 --port 5000 --workers 1
 
 lint: setup ## ruff (rules and format), then mypy --strict on the packages
 	$(RUN) ruff check .

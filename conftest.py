@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,35 @@ def real_data() -> Path:
     if not (folder / "README.md").is_file():
         pytest.skip(f"NO REAL IMAGES: {folder} is missing; set RADFUSE_TEST_DATA to a folder that has them")
     return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A real file system of one megabyte, or of as many as the parameter says."""
+    disk = tmp_path / "small_disk"
+    disk.mkdir()
+    size = f"size={getattr(request, 'param', 1)}m"
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(disk)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"NO FULL AND NO READ-ONLY DISK: a small tmpfs needs root ({mounted.stderr.strip()})")
+    yield disk
+    # Whoever still looks at it may go on looking.
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.fixture
+def fill(small_disk: Path) -> Callable[..., Path]:
+    """Takes all of the small disk but some bytes; gives the file that has them, to be deleted."""
+
+    def filled(left: int = 0) -> Path:
+        filler = small_disk / "filler"
+        with open(filler, "wb", buffering=0) as stream:
+            with pytest.raises(OSError, match="No space left"):
+                while True:
+                    stream.write(bytes(4096))
+            stream.truncate(stream.tell() - left)
+        return filler
+
+    return filled

@@ -7,7 +7,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -382,27 +382,6 @@ def test_a_folder_name_that_is_taken_by_something_else_is_an_error(tmp_path: Pat
 
 # --- real file systems
 # ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one megabyte."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if mounted.returncode:
-        pytest.skip(
-            f"A FULL AND A READ-ONLY DISK ARE NOT TESTED: no tmpfs mounts here ({mounted.stderr.strip()})"
-        )
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_really_full_disk_keeps_the_old_file_and_takes_a_smaller_one(small_disk: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -112,18 +112,6 @@ def test_no_space_at_any_call_in_turn_leaves_the_old_files_and_the_next_save_wor
         if not reached:
             break
     assert 8 < failing[0] < 100
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one megabyte."""
-    at = tmp_path / "small"
-    at.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(at)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("NOT TESTED: a full disk for real; mounting a small tmpfs needs root")
-    yield at
-    subprocess.run(["umount", "--lazy", str(at)], check=True)  # whoever looks at it now may go on looking
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])

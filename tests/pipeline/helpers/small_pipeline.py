@@ -16,6 +16,8 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[3]
+NOTES = Path(".dvc", "tmp", "site")
+"""Where DVC notes the names of all files that it follows."""
 STARTED = re.compile(r"Running stage '([^']+)'")
 SMALL: dict[str, Any] = {
     "phantom.patients": 64,
@@ -124,6 +126,10 @@ def make(folder: Path, changes: Mapping[str, Any] | None = None, threads: int = 
         shutil.copytree(ROOT / code, folder / code, ignore=ignored, dirs_exist_ok=True)
     made = Pipeline(folder, threads)
     made.run("dvc", "init", "--no-scm", "--quiet")
+    # As `make setup` does; otherwise DVC's notes would outlive the test.
+    notes = folder / NOTES
+    notes.mkdir(parents=True, mode=0o700)
+    (folder / ".dvc" / "config.local").write_text(f"[core]\n    site_cache_dir = {notes}\n", encoding="utf-8")
     return made
 
 

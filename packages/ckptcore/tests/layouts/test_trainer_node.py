@@ -3,7 +3,6 @@
 import logging
 import os
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -202,20 +201,6 @@ def test_row_2_5_a_path_that_can_be_no_folder_says_so(tmp_path, path):
         CheckpointManager(tmp_path / path, layouts.trainer_node())
     assert (tmp_path / "file").read_text() == "in the way"
     assert len(list(tmp_path.iterdir())) == 1
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A real file system of one megabyte."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"WITHOUT mount: no small file system to fill ({mounted.stderr.decode().strip()})")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_row_2_5_disk_full_leaves_the_old_files_and_training_goes_on(small_disk, training, caplog):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,9 +42,4 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> TrainedPipeline:
 @pytest.fixture
 def trained(template: TrainedPipeline, tmp_path: Path) -> TrainedPipeline:
     """A copy of that pipeline."""
-    from trained_pipeline import Places, TrainedPipeline
-
-    root = Path(shutil.copytree(template.places.root, tmp_path / "pipeline"))
-    copy = object.__new__(TrainedPipeline)
-    copy.places, copy.file = Places(root), root / "params.yaml"
-    return copy
+    return template.copied(tmp_path / "pipeline")

@@ -25,7 +25,6 @@ from radfuse.engine import tracking
 from radfuse.engine.errors import DamagedArray, RadfuseError
 from radfuse.engine.prepared import Prepared
 
-FILLER = "filler"
 SET_BACK = """
 import ctypes, datetime, gc, os, time
 
@@ -54,28 +53,6 @@ os.replace, os.rename, os.link = dated(os.replace), dated(os.rename), dated(os.l
 """A sitecustomize.py: Python's clock is behind, and so are the times of the files that get their name."""
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of one megabyte, in which a training keeps its state."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("NOT TESTED: full and read-only disks for real; mounting a small tmpfs needs root")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
-
-
-def fill(disk):
-    """Leave no byte free."""
-    with open(disk / FILLER, "wb", buffering=0) as filler:
-        try:
-            while filler.write(b"x" * 4096):
-                pass
-        except OSError:
-            return
-
-
 def finish(pipeline, **variables):
     """Train in a process to its end; what it said."""
     with started(pipeline, **variables) as running:
@@ -83,7 +60,9 @@ def finish(pipeline, **variables):
     return running.returncode, said
 
 
-def test_on_a_full_disk_training_goes_on_and_what_could_not_be_saved_is_made_up_for(tmp_path, small_disk):
+def test_on_a_full_disk_training_goes_on_and_what_could_not_be_saved_is_made_up_for(
+    tmp_path, small_disk, fill
+):
     whole, torn = (toy_pipeline(tmp_path / name) for name in ("whole", "torn"))
     whole.train()
     root = {"RADFUSE_WORK_ROOT": str(small_disk)}
@@ -92,7 +71,7 @@ def test_on_a_full_disk_training_goes_on_and_what_could_not_be_saved_is_made_up_
         for line in running.stdout:
             steps.append(line.strip())
             if line == "2\n":
-                fill(small_disk)
+                filler = fill()
         said = running.stderr.read()
     # What could not be saved at last is the one thing that ends it.
     assert (running.returncode, steps[-1]) == (1, "12")
@@ -101,7 +80,7 @@ def test_on_a_full_disk_training_goes_on_and_what_could_not_be_saved_is_made_up_
     assert "Traceback" not in said
     assert "needs 1" in said and "0 are free" in said
     assert not (torn.models / "tiny_best.pth").exists()
-    (small_disk / FILLER).unlink()
+    filler.unlink()
     code, said = finish(torn, **root)
     assert code == 0, said
     assert ckptcore.read_header(torn.models / "tiny_best.pth").model_digest == result(whole)[2]

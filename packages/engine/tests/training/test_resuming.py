@@ -55,6 +55,23 @@ def check_stopped_twice(whole, torn, monkeypatch):
     assert_same(result(whole), result(torn))
 
 
+def test_row_4_8_a_run_that_was_stopped_ends_as_early_as_one_that_never_was(tmp_path, monkeypatch):
+    whole, torn = (
+        toy_pipeline(
+            tmp_path / name, early_stopping=2, stages=[{"name": "all", "epochs": 9, "learning_rate": 1e-9}]
+        )
+        for name in ("whole", "torn")
+    )
+    ended = whole.train().epochs_finished
+    assert ended < 9
+    stop_at(monkeypatch, [2, 9, 15])
+    for _ in range(3):
+        with pytest.raises(TrainingInterrupted):
+            torn.train()
+    assert torn.train().epochs_finished == ended
+    assert_same(result(whole), result(torn))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: equality on a GPU not shown")
 @pytest.mark.parametrize("variant", list(VARIANTS))
 def test_row_4_8_a_run_stopped_twice_on_a_gpu_ends_as_one_that_never_was(tmp_path, monkeypatch, variant):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,13 @@ class TrainedPipeline:
         self.places.cohort_folder.mkdir(parents=True)
         told = {"digest": SPLIT_DIGEST, "merged_calibration": False, "few_positives": {}}
         self.places.splits.write_text(json.dumps(told))
+
+    def copied(self, root: Path) -> TrainedPipeline:
+        """The same in another folder."""
+        copy = object.__new__(TrainedPipeline)
+        copy.places = Places(Path(shutil.copytree(self.places.root, root)))
+        copy.file = root / "params.yaml"
+        return copy
 
     def params(self, *overrides: str) -> Params:
         return load(self.file, list(overrides))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -47,10 +48,13 @@ def run(arguments: Sequence[str]) -> int:
 
 def error_text(error: BaseException) -> str:
     """What went wrong, as one message."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" ({os.fsdecode(error.filename)})" if error.filename is not None else ""
+        return f"{error.strerror}{where}. Free some, and the same command goes on with what is finished."
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     if isinstance(error, OSError) and error.strerror:
-        # As when the disk is full: what fails to be written is not told which file it is of.
+        # As of a file that may grow no further: what fails to be written is not told which file it is of.
         return f"{error.strerror}; with -v the traceback shows which file."
     return _from_worker(str(error)) or type(error).__name__
 
