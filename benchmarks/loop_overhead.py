@@ -234,6 +234,8 @@ LOOPS: dict[str, Callable[[Path], None]] = {"engine": engine, "bare": bare}
 def page(found: dict[str, list[Clock]]) -> str:
     """The results as Markdown."""
     lines, rounds = [], len(found["bare"])
+    used = {name: sum(processor for processor, _ in times) for name, times in found.items()}
+    extra = (used["engine"] - used["bare"]) / rounds / MEASURED
     for axis, what in ((0, "processor time, all threads"), (1, "wall time")):
         ours, theirs = ([times[axis] for times in found[name]] for name in ("engine", "bare"))
         ratios = [one / two for one, two in zip(ours, theirs, strict=True)]
@@ -251,7 +253,8 @@ def page(found: dict[str, list[Clock]]) -> str:
             f"An epoch of a ResNet-50 over {IMAGES['train']} images of {SIZE}x{SIZE} in batches of 16, with",
             "its validation: the engine's loop with an asynchronous checkpoint, a picture, its log and",
             f"MLflow against a bare PyTorch loop, side by side on a core each, {MEASURED} epochs a round.",
-            "What an epoch costs more does not grow with its length: most of it is the checkpoint.",
+            "What an epoch costs more does not grow with its length, as most of it is the checkpoint: of one",
+            f"of {LEAST_SECONDS} s it would be {extra / LEAST_SECONDS:.1%}.",
             "",
             "| what | engine | bare loop | more | ratio of all (rounds) | limit | |",
             "|---|---|---|---|---|---|---|",

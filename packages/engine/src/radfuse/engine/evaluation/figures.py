@@ -99,6 +99,8 @@ def dice_figure(path: Path, rows: pd.DataFrame, regions: Sequence[str], title: s
     axes.set(ylabel="Dice coefficient", ylim=(0, 1.02))
     if regions:
         _boxes(axes, rows, regions)
+    else:
+        axes.set_axis_off()
     _name_hidden(
         figure, [name for name in names if name not in regions], f"fewer than {FEWEST_PATIENTS} patients"
     )
