@@ -28,7 +28,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 DVC_NOTES := .dvc/tmp/site
 
 # DVC, killed while it writes its own notes, does not start again before they are mended.
-REPRO := radfuse recover --quiet && exec dvc repro
+REPRO := mkdir -p -m 700 $(DVC_NOTES) && radfuse recover --quiet && exec dvc repro
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile

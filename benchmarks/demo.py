@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--work", type=Path, metavar="DIR", help="folder for the clone; kept if it is given")
     chosen = parser.parse_args(arguments)
-    work = chosen.work or Path(tempfile.mkdtemp(prefix="demo-"))
+    work = (chosen.work or Path(tempfile.mkdtemp(prefix="demo-"))).resolve()
     try:
         text = measure(work)
     finally:

@@ -209,7 +209,8 @@ def page(measured: str, rows: Sequence[Sequence[str]], spent: str) -> str:
         [
             "# The demo's models on a thousand further phantom patients",
             "",
-            f"`python -m benchmarks.phantom_seeds` of {measured}, {today()}, {machine()}; {spent}.",
+            f"`python -m benchmarks.phantom_seeds` of {measured}, {today()}, {machine()}; {spent}"
+            " (without what an earlier call had finished).",
             "",
             "Each seed has its own patients, split and weights. Test patients are those whom the demo holds",
             f"out and {FURTHER:,} further ones; each figure counts those who have the modality. Ceilings",

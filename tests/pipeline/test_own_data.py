@@ -27,7 +27,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     folder = tmp_path_factory.mktemp("lab")
     made = Pipeline(folder)
     made.run("git", "init", "--quiet")
-    made.run("dvc", "init", "--quiet")
+    made.init_dvc()
     made.run(
         "radfuse", "init", "chest", "--source", "table", "--modality", "xray", "--root", str(folder / "raw")
     )

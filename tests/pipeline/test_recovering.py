@@ -45,7 +45,7 @@ main(["repro"])
 def three_stages(tmp_path: Path) -> Pipeline:
     (tmp_path / "dvc.yaml").write_text(DVC_YAML, encoding="utf-8")
     made = Pipeline(tmp_path)
-    made.run("dvc", "init", "--no-scm", "--quiet")
+    made.init_dvc("--no-scm")
     return made
 
 

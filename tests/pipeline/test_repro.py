@@ -92,6 +92,7 @@ def test_no_name_original_id_or_birth_date_is_in_any_output_but_the_private_tabl
         and not path.is_relative_to(finished.root / NOTES)
     ]
     assert (finished.root / NOTES).stat().st_mode & 0o077 == 0
+    assert list((finished.root / NOTES).rglob("cache.db")), "DVC keeps its notes elsewhere"
     assert len(outputs) > 100
     for number, path in enumerate(outputs):
         for content in unpacked(path):

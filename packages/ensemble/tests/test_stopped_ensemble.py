@@ -63,7 +63,9 @@ def test_row_5_3_a_signal_saves_the_epoch_under_way_and_the_next_start_ends_the_
             if line == "3\n":
                 os.killpg(running.pid, how)
                 break
-        rest, said = running.communicate(timeout=120)
+        assert running.stderr is not None
+        # Not by communicate(), which loses lines that came with the one above.
+        rest, said = running.stdout.read(), running.stderr.read()
     assert running.returncode == code, said
     assert "Traceback" not in said
     last = int((["3", *rest.split()])[-1])
@@ -90,5 +92,20 @@ def test_on_a_full_disk_it_says_what_to_do_and_the_same_command_then_ends_the_sa
     said = capsys.readouterr().err
     assert "space" in said and "Free some" in said and "Traceback" not in said
     filler.unlink()
+    assert run(command) == 0
+    assert result(places) == result(fitted)
+
+
+@pytest.mark.parametrize("small_disk", [32], indirect=True)
+def test_on_a_read_only_disk_it_says_so_and_ends_the_same_when_it_may_write_again(
+    fitted: Places, small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = pipeline(small_disk / "pipeline", 500, seed=5)
+    command = ["ensemble", "--params", str(places.root / "params.yaml")]
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert run(command) == 1
+    said = capsys.readouterr().err
+    assert "Read-only file system" in said and "Traceback" not in said
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     assert run(command) == 0
     assert result(places) == result(fitted)

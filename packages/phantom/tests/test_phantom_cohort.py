@@ -300,6 +300,35 @@ def test_a_full_disk_says_what_to_do_and_loses_no_finished_patient(tmp_path, sma
     assert write(tmp_path / "c", settings).kept == 2
 
 
+def remount(disk, options):
+    subprocess.run(["mount", "-o", f"remount,{options}", disk], check=True)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_cohort_that_filled_its_disk_is_finished_on_a_larger_one(small_disk, cohort, small, workers):
+    settings = small.model_copy(update={"workers": workers})
+    with pytest.raises(PhantomError, match=r"No space left.*finished patients are kept"):
+        write(small_disk / "c", settings)
+    finished = sum(patient.finished(small_disk / "c", number) is not None for number in range(10))
+    assert 1 <= finished < 10
+    remount(small_disk, "size=64m")
+    assert write(small_disk / "c", settings).kept == finished
+    assert digests(small_disk / "c") == digests(cohort)
+
+
+def test_a_cohort_on_a_read_only_disk_says_so_and_is_finished_when_it_may_be_written(
+    small_disk, cohort, small
+):
+    remount(small_disk, "size=64m")
+    write(small_disk / "c", small.model_copy(update={"patients": 2}))
+    remount(small_disk, "ro")
+    with pytest.raises(PhantomError, match="Read-only file system"):
+        write(small_disk / "c", small)
+    remount(small_disk, "rw")
+    assert write(small_disk / "c", small).kept == 2
+    assert digests(small_disk / "c") == digests(cohort)
+
+
 def test_progress_is_told_up_to_the_last_patient(tmp_path, small):
     told = []
     write(tmp_path / "c", small.model_copy(update={"patients": 2}), lambda done, of: told.append((done, of)))

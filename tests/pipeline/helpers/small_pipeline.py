@@ -69,6 +69,15 @@ class Pipeline:
         assert code is None or ran.returncode == code, f"{' '.join(command)}\n{ran.stdout}\n{ran.stderr}"
         return ran
 
+    def init_dvc(self, *options: str) -> None:
+        """`dvc init`, with DVC's notes kept inside as `make setup` does; they would outlive the test."""
+        notes = self.root / NOTES
+        self.run("env", f"DVC_SITE_CACHE_DIR={notes}", "dvc", "init", *options, "--quiet")
+        notes.mkdir(parents=True, exist_ok=True)
+        notes.chmod(0o700)
+        own = f"[core]\n    site_cache_dir = {notes}\n"
+        (self.root / ".dvc" / "config.local").write_text(own, encoding="utf-8")
+
     def repro(self) -> dict[str, float]:
         """`dvc repro`; returns the seconds of each stage that it ran."""
         seconds: dict[str, float] = {}
@@ -125,11 +134,7 @@ def make(folder: Path, changes: Mapping[str, Any] | None = None, threads: int = 
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / code, folder / code, ignore=ignored, dirs_exist_ok=True)
     made = Pipeline(folder, threads)
-    made.run("dvc", "init", "--no-scm", "--quiet")
-    # As `make setup` does; otherwise DVC's notes would outlive the test.
-    notes = folder / NOTES
-    notes.mkdir(parents=True, mode=0o700)
-    (folder / ".dvc" / "config.local").write_text(f"[core]\n    site_cache_dir = {notes}\n", encoding="utf-8")
+    made.init_dvc("--no-scm")
     return made
 
 

@@ -141,10 +141,16 @@ def no_large_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@on_every_stage
 def test_what_the_system_refuses_without_a_file_name_is_a_message_that_says_how_to_learn_it(
-    trained: TrainedPipeline, call: Ran
+    trained: TrainedPipeline, call: Ran, command: tuple[str, ...]
 ) -> None:
-    readied(trained)
+    """This one needs no rights, as disks of its own do."""
+    make_what_it_reads(call, readied(trained), command)
+    before = contents(trained.places.root, but=STAGES[command])
     with no_large_files():
-        said = check(call(trained, "export", "film"))
+        said = check(call(trained, *command))
     assert said == "radfuse: File too large; with -v the traceback shows which file.\n"
+    after = contents(trained.places.root, but=STAGES[command])
+    assert {path: after.get(path) for path in before} == before
+    assert call(trained, *command)[0] == 0

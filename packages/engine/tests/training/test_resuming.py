@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import signal
 from dataclasses import replace
 from importlib.metadata import version
@@ -17,6 +18,7 @@ from trainable import stages, toy_pipeline
 import ckptcore
 from ckptcore import layouts
 from ckptcore.signals import TrainingInterrupted
+from radfuse.engine import progress
 from radfuse.engine.errors import CannotGoOn, SettingsError
 from radfuse.engine.modality import modality
 from radfuse.engine.training import loop, numerics
@@ -81,6 +83,23 @@ def test_row_4_8_a_run_stopped_twice_on_a_gpu_ends_as_one_that_never_was(tmp_pat
     check_stopped_twice(whole, torn, monkeypatch)
 
 
+def test_progress_begins_again_at_the_step_where_it_was_stopped(toy, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
+    stop_at(monkeypatch, [3])
+    with pytest.raises(TrainingInterrupted):
+        toy.train("train.progress=lines")
+    before = shown_steps(capsys.readouterr().err)
+    toy.train("train.progress=lines")
+    after = shown_steps(capsys.readouterr().err)
+    # A finished epoch is told by a line of its own.
+    assert before == ["train 1/2 1/6", "train 1/2 2/6"]
+    assert after == ["train 1/2 4/6", "train 1/2 5/6", *(f"train 2/2 {step}/6" for step in range(1, 6))]
+
+
+def shown_steps(told):
+    return re.findall(r"train \d/\d \d+/\d+", told)
+
+
 def test_a_run_stopped_after_its_last_step_validates_and_ends_the_same(tmp_path, monkeypatch):
     whole, torn = (toy_pipeline(tmp_path / name) for name in ("whole", "torn"))
     whole.train()
@@ -141,7 +160,14 @@ def another_torch(patch):
     return r"torch '.*' then, '1\.0' now"
 
 
-@pytest.mark.parametrize("changed", [another_cpu, another_torch])
+def another_device(patch):
+    """As if the training had begun on a GPU, which tests cannot count on."""
+    stamp = numerics.Numerics.stamp
+    patch.setattr(numerics.Numerics, "stamp", lambda self: {**stamp(self), "device": "another"})
+    return "device 'cpu' then, 'another' now"
+
+
+@pytest.mark.parametrize("changed", [another_cpu, another_torch, another_device])
 def test_conditions_that_change_bits_need_a_flag(toy, monkeypatch, changed):
     stop_at(monkeypatch, [3])
     with pytest.raises(TrainingInterrupted):
@@ -220,13 +246,19 @@ def test_row_5_6_more_epochs_go_on_from_another_run_whose_parent_is_recorded(toy
     assert len(checkpoint["history"]["train_loss"]) == 4 and checkpoint["global_step"] == 24
     assert checkpoint["provenance"]["goes_on_from"]["run_key"] == first.key
     assert checkpoint.header.metadata["parent"]["run_key"] == first.key
+    # The schedule is that of a training which was asked for as many from the start.
+    clean = toy.train(f"train.toy.stages={stages}")
+    whole = ckptcore.load(toy.places.work("toy") / clean.key / "tiny_latest.pth")
+    assert checkpoint["history"]["learning_rate"][2:] == whole["history"]["learning_rate"][2:]
+    assert checkpoint["history"]["learning_rate"][:2] != whole["history"]["learning_rate"][:2]
 
 
-def test_row_5_4_a_file_of_the_run_is_gone_on_from_when_named(tmp_path):
+@pytest.mark.parametrize("name", ["tiny_epoch_1.pth", "tiny_best.pth"])
+def test_row_5_4_a_file_of_the_run_is_gone_on_from_when_named(tmp_path, name):
     pipeline = toy_pipeline(tmp_path, save_every=1)
     pipeline.train()
     before = result(pipeline)
-    assert pipeline.train(resume="tiny_epoch_1.pth").trained
+    assert pipeline.train(resume=name).trained
     assert_same(before, result(pipeline))
     with pytest.raises(SettingsError, match=r"--resume: expected a file, got nowhere\.pth"):
         pipeline.train(resume="nowhere.pth")

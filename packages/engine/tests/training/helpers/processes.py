@@ -61,6 +61,7 @@ def stopped(pipeline, step, *signals, **variables):
                 break
         for one in signals:
             os.killpg(running.pid, one)
-        rest, said = running.communicate(timeout=60)
+        # Not by communicate(), which loses lines that came with the one above.
+        rest, said = running.stdout.read(), running.stderr.read()
     steps = [int(line) for line in rest.splitlines() if line.isdigit()]
     return running.returncode, max([step, *steps]), said

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -79,3 +82,15 @@ def set_meta(dataset: Dataset, transfer_syntax: str = ExplicitVRLittleEndian) ->
 def decimal(value: float) -> str:
     """A number as a DICOM decimal string, which has 16 bytes at most."""
     return f"{value:.9g}"
+
+
+def save(dataset: Dataset, path: Path) -> None:
+    """Write a file; `set_meta` comes before.
+
+    Raises:
+        OSError: by the system's own number, as of a full disk. pydicom, writing to the file itself, would
+            raise one without, whose text is a traceback.
+    """
+    content = BytesIO()
+    dataset.save_as(content, enforce_file_format=True)
+    path.write_bytes(content.getvalue())

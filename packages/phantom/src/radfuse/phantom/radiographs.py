@@ -132,4 +132,4 @@ def _save(dataset: Dataset, path: Path, transfer_syntax: str) -> None:
         headers.set_meta(dataset)
         # A new UID would be random; the picture is the same, so it keeps its own.
         dataset.compress(transfer_syntax, generate_instance_uid=False)
-    dataset.save_as(path, enforce_file_format=True)
+    headers.save(dataset, path)

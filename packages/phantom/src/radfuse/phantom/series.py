@@ -118,4 +118,4 @@ def write(
         dataset.SliceLocation = headers.decimal(corner[2])
         headers.set_pixels(dataset, pixels[index], 16 if layout.signed else 12)
         headers.set_meta(dataset)
-        dataset.save_as(folder / f"IM{names[index] + 1:05d}.dcm", enforce_file_format=True)
+        headers.save(dataset, folder / f"IM{names[index] + 1:05d}.dcm")

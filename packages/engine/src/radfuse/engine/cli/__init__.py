@@ -50,7 +50,9 @@ def error_text(error: BaseException) -> str:
     """What went wrong, as one message."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" ({os.fsdecode(error.filename)})" if error.filename is not None else ""
-        return f"{error.strerror}{where}. Free some, and the same command goes on with what is finished."
+        return (
+            f"{error.strerror}{where}. Free some space, and the same command goes on with what is finished."
+        )
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     if isinstance(error, OSError) and error.strerror:
