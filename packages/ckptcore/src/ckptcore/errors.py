@@ -6,7 +6,7 @@ describes (EIO, for one) pass through unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,11 @@ class MissingState(CheckpointError):
         super().__init__(message)
 
 
+def holder_text(holder: Mapping[str, object]) -> str:
+    """Who holds a folder, in words."""
+    return ", ".join(f"{key} {value}" for key, value in holder.items()) or "an unknown process"
+
+
 class FolderBusy(CheckpointError):
     """Another writer holds the folder.
 
@@ -93,9 +98,8 @@ class FolderBusy(CheckpointError):
 
     def __init__(self, folder: str | Path, holder: dict[str, object]) -> None:
         self.holder = dict(holder)
-        who = ", ".join(f"{key} {value}" for key, value in holder.items()) or "an unknown process"
         super().__init__(
-            f"{folder} has a writer already ({who}). "
+            f"{folder} has a writer already ({holder_text(holder)}). "
             "One writer a folder: wait for it, stop it, or use another folder."
         )
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -154,6 +155,16 @@ def test_of_two_commands_at_once_one_trains_and_the_other_publishes_the_same(tmp
     assert any("another process trains exactly this" in errors for _, errors in told)
     assert len(both.works()) == 1
     assert_same(result(whole), result(both))
+
+
+def test_a_command_that_waits_for_another_says_who_that_is(tmp_path):
+    pipeline = toy_pipeline(tmp_path)
+    first = started(pipeline, SECONDS_A_SAMPLE="0.2")
+    assert first.stdout.readline() == "1\n"
+    second = started(pipeline)
+    (_, errors), (_, said) = (running.communicate(timeout=120) for running in (first, second))
+    assert (first.returncode, second.returncode) == (0, 0), errors + said
+    assert re.search(rf"another process trains exactly this, \w+ \(pid {first.pid}, host ", said)
 
 
 def test_a_clock_that_was_set_back_changes_nothing_but_times(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptcore import durable
-from ckptcore.errors import CheckpointError, FolderBusy
+from ckptcore.errors import CheckpointError, FolderBusy, holder_text
 from ckptcore.lease import Lease
 from radfuse.engine import workfolder
 from radfuse.engine.errors import RadfuseError
@@ -108,16 +108,12 @@ def _acquire(lease: Lease, what: str) -> None:
     try:
         lease.acquire()
     except FolderBusy as busy:
-        other = f"another process is at exactly these {what} ({_shown(busy.holder)})"
+        other = f"another process is at exactly these {what} ({holder_text(busy.holder)})"
         _log.warning("%s; waiting for it to end, %g s at the most", other, LONGEST_WAIT)
         try:
             lease.acquire(LONGEST_WAIT)
         except FolderBusy:
             raise Busy(f"{other}; wait for it, or end it.") from None
-
-
-def _shown(holder: Mapping[str, object]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in holder.items()) or "which one is not noted"
 
 
 def _announce_nearest(places: Places, name: str, part: str, recipe: Mapping[str, Any]) -> None:

@@ -24,7 +24,8 @@ from filelock import FileLock, Timeout
 
 from ckptcore import durable, read_header
 from ckptcore.canonical import canonical_json
-from ckptcore.errors import CheckpointError
+from ckptcore.errors import CheckpointError, holder_text
+from ckptcore.lease import Lease
 from radfuse.engine import code
 from radfuse.engine.digests import file_digest
 from radfuse.engine.modality import Modality
@@ -137,8 +138,8 @@ def opened(places: Places, name: str, recipe: Mapping[str, Any], fresh: bool = F
     """
     root, key = places.work(name), key_of(recipe)
     durable.make_folder(root)
-    with _held(root / f"{key}.lock"):
-        folder = root / key
+    folder = root / key
+    with _held(folder):
         begun_anew = fresh and folder.exists()
         if begun_anew:
             aside = durable.make_new_folder(root / f"{key}.{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
@@ -157,13 +158,14 @@ def opened(places: Places, name: str, recipe: Mapping[str, Any], fresh: bool = F
 
 
 @contextmanager
-def _held(path: Path) -> Iterator[None]:
+def _held(folder: Path) -> Iterator[None]:
     """The lock of a work folder. It lies beside the folder, which may be set aside while it is held."""
-    lock = FileLock(path)
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        _log.warning("another process trains exactly this (%s); waiting for it to end", path.stem)
+        who = holder_text(Lease(folder).holder())
+        _log.warning("another process trains exactly this, %s (%s); waiting for it to end", folder.name, who)
         lock.acquire()
     try:
         yield
