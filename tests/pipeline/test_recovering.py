@@ -41,6 +41,29 @@ main(["repro"])
 """Runs `dvc repro` and kills it within the given writing, a part of which has reached the disk."""
 
 
+LINKED_YAML = """\
+stages:
+  one:
+    cmd: mkdir -p made work && echo 1 > work/a && ln work/a made/a
+    outs: [made/a]
+"""
+KILLED_COPYING = """\
+import os, signal
+from dvc.cli import main
+from dvc_data.hashfile.db import local as within
+from dvc_objects.fs import local as between
+
+def half(source, target, *others, **options):
+    with open(target, "wb") as stream:
+        stream.write(open(source, "rb").read()[:1])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+within.copyfile = between.copyfile = half
+main(["repro"])
+"""
+"""Runs `dvc repro` and kills it within its first copy, half of which has reached the disk."""
+
+
 @pytest.fixture
 def three_stages(tmp_path: Path) -> Pipeline:
     (tmp_path / "dvc.yaml").write_text(DVC_YAML, encoding="utf-8")
@@ -82,3 +105,21 @@ def test_dvc_goes_on_after_a_kill_while_it_noted_what_was_made(three_stages: Pip
         assert "Stage 'one' didn't change" in said
     else:
         assert "dvc.lock: removed, as it was cut off in its first stage" in said
+
+
+def test_a_copy_that_dvc_was_killed_in_is_gone_when_it_has_run_again(tmp_path: Path) -> None:
+    (tmp_path / "dvc.yaml").write_text(LINKED_YAML, encoding="utf-8")
+    made = Pipeline(tmp_path)
+    made.init_dvc("--no-scm")
+    made.run(sys.executable, "-c", KILLED_COPYING, code=-signal.SIGKILL)
+    (left,) = unfinished(tmp_path)
+    said = made.run("radfuse", "recover").stdout
+    assert f"{left.relative_to(tmp_path)}: removed" in " ".join(said.split())
+    made.run("dvc", "repro")
+    assert (tmp_path / "made" / "a").read_text(encoding="utf-8") == "1\n"
+    assert unfinished(tmp_path) == []
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """Files of a pipeline, DVC's own among them, that nobody came to the end of."""
+    return [path for path in folder.rglob("*.tmp") if path.is_file()]

@@ -24,6 +24,8 @@ def check_and_remove(killed: Pipeline, finished: Pipeline) -> None:
     """
     expected, found = storms.outcome(finished.root), storms.outcome(killed.root)
     assert sorted(found.keys() ^ expected.keys()) == []
+    # In what DVC and MLflow keep, too.
+    assert [*killed.root.rglob("*.tmp")] == []
     assert sorted(name for name, value in expected.items() if found[name] != value) == []
     assert storms.tracked(killed.root) == storms.tracked(finished.root)
     shutil.rmtree(killed.root)

@@ -186,6 +186,79 @@ def test_what_dvc_did_not_finish_in_its_cache_of_runs_is_removed(repository: Pat
     assert whole.exists() and not left.exists()
 
 
+UNFINISHED = ".zuXOaZ_VaGhkm1L-cvxPNA.tmp"
+PIPELINE = """\
+stages:
+  train:
+    cmd: train
+    outs: [models/net.pth, pages: {cache: true}, data/arrays: {cache: false}]
+    metrics: [scores/test.json: {push: false}]
+  elsewhere: {cmd: there, wdir: sub, outs: [net.pth]}
+  outside: {cmd: out, outs: [../net.pth]}
+  several: {foreach: [a, b], do: {cmd: more, outs: ["models/${item}/net.pth"]}}
+"""
+
+
+def unfinished(repository: Path, *places: str) -> list[Path]:
+    files = [repository / place for place in places]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"half a model")
+    return files
+
+
+def test_copies_that_dvc_did_not_finish_are_removed_beside_outputs_and_in_its_cache(repository: Path) -> None:
+    (repository / "pipelines" / "mine").mkdir(parents=True)
+    for folder in (repository, repository / "pipelines" / "mine"):
+        (folder / "dvc.yaml").write_text(PIPELINE, encoding="utf-8")
+    places = [
+        f".dvc/cache/files/md5/0d/599f0ec05c3bda8c3b8a68c32a1b47{UNFINISHED}",
+        f".dvc/cache/files/md5/{UNFINISHED}",
+        f"models/{UNFINISHED}",
+        f"models/net.pth{UNFINISHED}",
+        f"pages/deep/{UNFINISHED}",
+        f"pipelines/mine/models/{UNFINISHED}",
+        f"scores/{UNFINISHED}",
+        f"sub/{UNFINISHED}",
+    ]
+    gone = unfinished(repository, *places)
+    stay = unfinished(
+        repository,
+        f"data/arrays/{UNFINISHED}",
+        f"notes/{UNFINISHED}",
+        f"../{UNFINISHED}",
+        "models/.ckptcore-zuXOaZ_VaGhkm1L-cvxPNA.tmp",
+        "models/.mine.tmp",
+        "models/net.pth",
+    )
+    told = recover(repository)
+    what = "removed, as DVC did not come to the end of it"
+    assert sorted(told) == sorted(f"{place}: {what}" for place in places)
+    assert not [path for path in gone if path.exists()] and all(path.exists() for path in stay)
+    assert recover(repository) == []
+
+
+def test_a_cache_that_others_may_share_stays_as_it_is(repository: Path, tmp_path: Path) -> None:
+    (file,) = unfinished(tmp_path, f"shared/files/md5/{UNFINISHED}")
+    (repository / ".dvc" / "cache").symlink_to(tmp_path / "shared")
+    assert recover(repository) == [] and file.exists()
+
+
+def test_copies_are_left_to_a_dvc_that_is_at_work(repository: Path) -> None:
+    own = repository / ".dvc" / "tmp"
+    (repository / "dvc.yaml").write_text(PIPELINE, encoding="utf-8")
+    (file,) = unfinished(repository, f"models/{UNFINISHED}")
+    with make_lock(str(own / "lock"), tmp_dir=str(own)):
+        assert recover(repository) == [] and file.exists()
+    assert recover(repository) and not file.exists()
+
+
+@pytest.mark.parametrize("text", ["", "stages: [", "stages: [a, b]", "- a", "stages: {a: null}", "\0"])
+def test_a_pipeline_that_nobody_can_read_is_for_dvc_to_tell_of(repository: Path, text: str) -> None:
+    (repository / "dvc.yaml").write_text(text, encoding="utf-8")
+    assert recover(repository) == []
+
+
 def test_data_whose_own_file_is_cut_off_are_named(repository: Path) -> None:
     whole = "outs:\n- md5: 4b1ad8e2a1b0f4f1fd33f9a2dca8d4a5\n  size: 3\n  hash: md5\n  path: raw.zip\n"
     file = repository / "raw.zip.dvc"

@@ -8,6 +8,8 @@ cut within the writing leaves them cut off. Every later ``dvc repro`` then stops
 - what it was putting into its cache of runs, below ``.dvc/cache/runs``,
 - ``NAME.dvc`` of data that ``dvc add`` took up.
 
+And copies it had begun stay beside what they were to become (`unfinished_copies`), which stops nothing.
+
 What is whole is judged by DVC's own schemas: a file that DVC can read is never touched, but for a
 ``dvc.lock`` without a line feed at its end. DVC always writes one, and without it nobody can tell
 ``size: 12`` from the begin of ``size: 1234``. Such a file loses the entry of its last stage, which then runs
@@ -19,13 +21,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from ckptcore import durable
 from radfuse.engine.errors import RadfuseError
+from radfuse.engine.unfinished_copies import unfinished_copies
 
 _REPOSITORY = ".dvc"
 _PIPELINE, _MADE_FROM = "dvc.yaml", "dvc.lock"
@@ -61,11 +64,20 @@ def recover(folder: Path) -> list[str]:
     """
     root = repository_of(folder)
     # Looked at without DVC's locks, for it waits for them three seconds only.
-    suspects = [*_cut_off(root)]
-    if not suspects:
+    folders = [*_folders(root)]
+    suspects = [*_cut_off(root, folders)]
+    pipelines = [place / _PIPELINE for place, files in folders if _PIPELINE in files]
+    copies = [*unfinished_copies(root, pipelines)]
+    if not suspects and not copies:
         return []
-    with _locked(root):
-        done = [(file, _mended(file)) for file in suspects]
+    try:
+        with _locked(root):
+            done = [(file, _mended(file)) for file in [*suspects, *copies]]
+    except DvcAtWork:
+        if suspects:
+            raise
+        # Perhaps they are its own, and it is at the end of them in a moment.
+        return []
     return [f"{os.path.relpath(file, root)}: {what}" for file, what in done if what]
 
 
@@ -82,21 +94,27 @@ def repository_of(folder: Path) -> Path:
     raise NoRepository(f"{folder}: expected a folder of a DVC repository, found no .dvc there or above.")
 
 
-def _cut_off(root: Path) -> Iterator[Path]:
-    rwlock = root / _REPOSITORY / "tmp" / "rwlock"
-    if rwlock.is_file() and not _is_whole(rwlock):
-        yield rwlock
-    yield from sorted(_cache(root).glob("runs/*/*/.*.tmp"))
+def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Folders in which pipelines may be, each with the names of its files."""
     for place, below, files in os.walk(root):
         if Path(place) != root and not _OTHERS.isdisjoint([*below, *files]):
             below.clear()
             continue
         passed = _OUTPUTS if _PIPELINE in files else set()
         below[:] = sorted(name for name in below if not name.startswith(".") and name not in passed)
-        for name in sorted(files):
+        yield Path(place), sorted(files)
+
+
+def _cut_off(root: Path, folders: Iterable[tuple[Path, list[str]]]) -> Iterator[Path]:
+    rwlock = root / _REPOSITORY / "tmp" / "rwlock"
+    if rwlock.is_file() and not _is_whole(rwlock):
+        yield rwlock
+    yield from sorted(_cache(root).glob("runs/*/*/.*.tmp"))
+    for place, files in folders:
+        for name in files:
             lock = name == _MADE_FROM and _PIPELINE in files
-            if (lock or name.endswith(".dvc")) and not _is_whole(Path(place, name)):
-                yield Path(place, name)
+            if (lock or name.endswith(".dvc")) and not _is_whole(place / name):
+                yield place / name
 
 
 def _cache(root: Path) -> Path:

@@ -17,7 +17,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing where no
 def recover(folder: Folder = Path(), quiet: Quiet = False, as_json: Json = False) -> None:
     """Mend what a kill cut off while DVC was writing it, so that `dvc repro` starts again.
 
-    That is .dvc/tmp/rwlock, dvc.lock (of which all stages before the cut are kept) and the cache of runs.
+    That is .dvc/tmp/rwlock, dvc.lock (of which all stages before the cut are kept), the cache of runs, and
+    unfinished copies of outputs (.TOKEN.tmp), which stop nothing but may be as large as a model.
     What DVC can read stays as it is, but for a dvc.lock without a line feed at its end: its last stage runs
     again. Nothing is touched while a DVC is at work there. The targets of make call this before `dvc repro`.
     """
