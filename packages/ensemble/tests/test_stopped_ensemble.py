@@ -27,7 +27,7 @@ step = training._Run.step
 
 def told(self, epoch):
     print(epoch, flush=True)
-    time.sleep(0.05)
+    time.sleep(float(sys.argv[2]))
     return step(self, epoch)
 
 training._Run.step = told
@@ -36,9 +36,10 @@ sys.exit(run(["ensemble", "--params", sys.argv[1]]))
 """Tells the epochs of the meta-learner."""
 
 
-def started(places: Places) -> subprocess.Popen[str]:
+def started(places: Places, seconds: float = 0.0) -> subprocess.Popen[str]:
+    """The command in a group of its own; each epoch waits so long before it begins."""
     return subprocess.Popen(
-        [sys.executable, "-c", ENSEMBLE, str(places.root / "params.yaml")],
+        [sys.executable, "-c", ENSEMBLE, str(places.root / "params.yaml"), str(seconds)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
@@ -57,7 +58,7 @@ def test_row_5_3_a_signal_saves_the_epoch_under_way_and_the_next_start_ends_the_
     fitted: Places, tmp_path: Path, how: signal.Signals, code: int
 ) -> None:
     places = pipeline(tmp_path / "pipeline", 500, seed=5)
-    with started(places) as running:
+    with started(places, 0.05) as running:
         assert running.stdout is not None
         for line in running.stdout:
             if line == "3\n":

@@ -1,6 +1,7 @@
 """What befalls a training from outside: full disks, damaged arrays, a dead server, a clock set back."""
 
 import json
+import logging
 import os
 import re
 import signal
@@ -157,14 +158,15 @@ def test_of_two_commands_at_once_one_trains_and_the_other_publishes_the_same(tmp
     assert_same(result(whole), result(both))
 
 
-def test_a_command_that_waits_for_another_says_who_that_is(tmp_path):
+def test_a_training_that_waits_for_another_says_who_that_is(tmp_path, caplog):
     pipeline = toy_pipeline(tmp_path)
-    first = started(pipeline, SECONDS_A_SAMPLE="0.2")
-    assert first.stdout.readline() == "1\n"
-    second = started(pipeline)
-    (_, errors), (_, said) = (running.communicate(timeout=120) for running in (first, second))
-    assert (first.returncode, second.returncode) == (0, 0), errors + said
-    assert re.search(rf"another process trains exactly this, \w+ \(pid {first.pid}, host ", said)
+    with started(pipeline, SECONDS_A_SAMPLE="0.05") as running:
+        assert running.stdout.readline() == "1\n"
+        with caplog.at_level(logging.WARNING, "radfuse"):
+            assert not pipeline.train().trained
+        running.communicate(timeout=120)
+    assert running.returncode == 0
+    assert re.search(rf"another process trains exactly this, \w+ \(pid {running.pid}, host ", caplog.text)
 
 
 def test_a_clock_that_was_set_back_changes_nothing_but_times(tmp_path, monkeypatch):

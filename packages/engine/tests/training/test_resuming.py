@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from outcomes import assert_same, assert_same_end, result
-from stopping import stop_at
+from stopping import steps_done, stop_at
 from trainable import stages, toy_pipeline
 
 import ckptcore
@@ -223,13 +223,6 @@ def test_a_checkpoint_that_lacks_what_came_later_is_gone_on_from(toy, tmp_path):
     older = ckptcore.save(tmp_path / "older.pth", dict(found), {"epochs_finished": 2, "global_step": 12})
     outcome = toy.train(f"train.toy.continue_from={older}", f"train.toy.stages={stages(3)}")
     assert (outcome.trained, outcome.epochs_finished) == (True, 3)
-
-
-def steps_done(monkeypatch):
-    """The global steps of trainings from now on."""
-    done, count = [], Run.count
-    monkeypatch.setattr(Run, "count", lambda run, *told: (count(run, *told), done.append(run.at.step)))
-    return done
 
 
 def test_row_5_6_more_epochs_go_on_from_another_run_whose_parent_is_recorded(toy, monkeypatch):

@@ -1,4 +1,4 @@
-"""Stops a training from within, as a signal from outside does."""
+"""Stops a training from within, as a signal from outside does, and tells the steps that it makes."""
 
 import os
 import signal
@@ -17,3 +17,10 @@ def stop_at(monkeypatch, steps):
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Run, "count", counted)
+
+
+def steps_done(monkeypatch):
+    """The global steps of trainings in this process from now on."""
+    done, count = [], Run.count
+    monkeypatch.setattr(Run, "count", lambda run, *told: (count(run, *told), done.append(run.at.step)))
+    return done
