@@ -26,9 +26,11 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # DVC notes the names of all files that it follows, patients' folders among them: by itself below /var/tmp, where
 # every account of the machine may read them.
 DVC_NOTES := .dvc/tmp/site
+# DVC would make a folder that is gone anew for everybody.
+OWN_NOTES := mkdir -p $(DVC_NOTES) && chmod 700 $(DVC_NOTES)
 
 # DVC, killed while it writes its own notes, does not start again before they are mended.
-REPRO := mkdir -p -m 700 $(DVC_NOTES) && radfuse recover --quiet && exec dvc repro
+REPRO := $(OWN_NOTES) && radfuse recover --quiet && exec dvc repro
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -50,7 +52,7 @@ $(STAMP): Makefile constraints.txt $(wildcard packages/*/pyproject.toml)
 	@echo "Installing into $(VENV) (minutes the first time: torch is large)"
 	@$(PIP_INSTALL) $(BUILD_TOOLS)
 	@$(PIP_INSTALL) --no-build-isolation $(PACKAGES) $(DEV_TOOLS) $(PIPELINE_TOOLS)
-	@mkdir -p $(DVC_NOTES) && chmod 700 $(DVC_NOTES)
+	@$(OWN_NOTES)
 	@dvc config --local core.site_cache_dir "$(CURDIR)/$(DVC_NOTES)"
 	@touch $@
 

@@ -33,7 +33,7 @@ def told(*arguments: str) -> str:
 
 @pytest.mark.parametrize("target", STAGES)
 def test_a_target_mends_what_a_kill_left_and_runs_its_branch(target: str) -> None:
-    mended = r"mkdir -p -m 700 \.dvc/tmp/site && radfuse recover --quiet"
+    mended = r"mkdir -p \.dvc/tmp/site && chmod 700 \.dvc/tmp/site && radfuse recover --quiet"
     found = re.search(rf"^{mended} && exec dvc repro ?(\w*)$", told(target), re.MULTILINE)
     assert found is not None
     assert found[1] == (STAGES[target] or "")

@@ -85,6 +85,11 @@ def contents(folder: Path, but: str) -> dict[Path, str]:
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+def check_kept(before: dict[Path, str], after: dict[Path, str]) -> None:
+    """Nothing that was there is lost; there may be more."""
+    assert {path: after.get(path) for path in before} == before
+
+
 @on_every_stage
 def test_a_folder_that_cannot_be_written_to_is_named(
     trained: TrainedPipeline, call: Ran, command: tuple[str, ...]
@@ -110,8 +115,7 @@ def test_on_a_full_disk_a_stage_says_what_to_do_and_the_same_command_then_ends_w
     filler = fill(left)
     said = check(call(on_disk, *command))
     assert "space" in said and "Free some" in said
-    after = contents(on_disk.places.root, but=STAGES[command])
-    assert {path: after.get(path) for path in before} == before
+    check_kept(before, contents(on_disk.places.root, but=STAGES[command]))
     filler.unlink()
     assert call(on_disk, *command)[0] == 0
 
@@ -151,6 +155,5 @@ def test_what_the_system_refuses_without_a_file_name_is_a_message_that_says_how_
     with no_large_files():
         said = check(call(trained, *command))
     assert said == "radfuse: File too large; with -v the traceback shows which file.\n"
-    after = contents(trained.places.root, but=STAGES[command])
-    assert {path: after.get(path) for path in before} == before
+    check_kept(before, contents(trained.places.root, but=STAGES[command]))
     assert call(trained, *command)[0] == 0

@@ -253,7 +253,9 @@ def test_copies_are_left_to_a_dvc_that_is_at_work(repository: Path) -> None:
     assert recover(repository) and not file.exists()
 
 
-@pytest.mark.parametrize("text", ["", "stages: [", "stages: [a, b]", "- a", "stages: {a: null}", "\0"])
+@pytest.mark.parametrize(
+    "text", ["", "stages: [", "stages: [a, b]", "- a", "stages: {a: null}", "stages: {a: {outs: 3}}", "\0"]
+)
 def test_a_pipeline_that_nobody_can_read_is_for_dvc_to_tell_of(repository: Path, text: str) -> None:
     (repository / "dvc.yaml").write_text(text, encoding="utf-8")
     assert recover(repository) == []

@@ -38,7 +38,7 @@ def unfinished_copies(root: Path, pipelines: Iterable[Path]) -> Iterator[Path]:
     for folder in sorted(folders):
         try:
             names = sorted(os.listdir(folder))
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
             # Not made yet, or not to be read: then there is nothing that could be removed, either.
             continue
         yield from (folder / name for name in names if _UNFINISHED.search(name))
@@ -54,7 +54,8 @@ def _cached_outputs(pipeline: Path) -> Iterator[Path]:
     """Outputs that DVC puts into its cache, but those whose names come from parameters (``${...}``)."""
     for stage in _stages(pipeline):
         wdir = stage.get("wdir", ".")
-        for entry in (entry for kind in ("outs", "metrics", "plots") for entry in stage.get(kind) or ()):
+        listed = [stage[kind] for kind in ("outs", "metrics", "plots") if isinstance(stage.get(kind), list)]
+        for entry in (entry for entries in listed for entry in entries):
             # `- NAME`, or `- NAME: {cache: false}`.
             name, options = next(iter(entry.items())) if isinstance(entry, dict) and entry else (entry, None)
             cached = not isinstance(options, dict) or options.get("cache", True)
